@@ -1,0 +1,292 @@
+"""Every value of the project as frozen records, one per section of params.yaml.
+
+Reading is strict: an unknown key, a missing key or a bad value ends in a `ConfigError` that names its path.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Pair = tuple[float, float]
+Probabilities3 = tuple[Probability, Probability, Probability]
+Probabilities6 = tuple[Probability, Probability, Probability, Probability, Probability, Probability]
+
+
+class ConfigError(ValueError):
+    """A mistake in a settings file, in one line that names the file and the key."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Data(Section):
+    source: Literal["sample", "folder"]
+    """`sample`: photographs that installed packages carry; `folder`: the user's own."""
+    folder: str | None
+    """The folder of photographs that `source: folder` reads."""
+    holdout: tuple[str, ...]
+    """Names (without suffix) kept for evaluation, never trained on."""
+    on_corrupt: Literal["fail", "skip"]
+    """What an unreadable picture does: stop the stage, or be left out, named and counted."""
+
+    @model_validator(mode="after")
+    def _folder_is_named(self) -> Self:
+        if self.source == "folder" and not self.folder:
+            raise ValueError("data.source is `folder`, so data.folder must name one")
+        return self
+
+
+class Crop(Section):
+    size: Positive
+    """Side of a sub-image in HR pixels."""
+    step: Positive
+    """Distance between two sub-images; smaller than `size` means overlap."""
+    threshold: Annotated[int, Field(ge=0)]
+    """A rest narrower than this many pixels is not worth a sub-image of its own."""
+
+
+class Pack(Section):
+    encoding: Literal["png", "webp", "raw"]
+    """How a picture is stored in the LMDB: fast PNG, lossless WebP, or bare bytes."""
+
+
+class Blur(Section):
+    probability: Probability
+    kernel_size: tuple[int, int]
+    """Smallest and largest odd side of a kernel."""
+    kinds: Probabilities6
+    """Shares of isotropic, anisotropic, generalised iso., generalised aniso., plateau iso., plateau aniso."""
+    sinc: Probability
+    """Share of sinc kernels, before the kinds above."""
+    sigma: Pair
+    generalized_beta: Pair
+    plateau_beta: Pair
+
+
+class Resize(Section):
+    up_down_keep: Probabilities3
+    range: Pair
+
+
+class Noise(Section):
+    gaussian: Probability
+    """Share of batches with Gaussian noise; the others get Poisson noise."""
+    sigma: Pair
+    """Gaussian standard deviation on the 0..255 scale."""
+    poisson_scale: Pair
+    gray: Probability
+    """Share of samples whose noise is the same in the three channels."""
+
+
+class Round(Section):
+    """One of the two rounds of the second-order degradation."""
+
+    blur: Blur
+    resize: Resize
+    noise: Noise
+    jpeg: Pair
+    """JPEG quality."""
+
+
+class Degradation(Section):
+    first: Round
+    second: Round
+    final_sinc: Probability
+    usm: bool
+    """Sharpen the HR target first (off in UPSR)."""
+
+
+class Atd(Section):
+    dim: Positive
+    flavour: Literal["real", "classical"]
+    groups: Positive
+    layers: Positive
+    heads: Positive
+    window: Positive
+    category_size: Positive
+    tokens: Positive
+    reduced_dim: Positive
+    ffn_kernel: Positive
+    mlp_ratio: Annotated[float, Field(gt=0)]
+    lpips_weight: Annotated[float, Field(ge=0)]
+    """Weight of LPIPS beside L1 in the loss."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.dim % self.heads:
+            raise ValueError(f"atd.dim {self.dim} is not a multiple of atd.heads {self.heads}")
+        return self
+
+
+class Unet(Section):
+    dim: Positive
+    """Base width; 160 is the paper's."""
+    channel_mult: tuple[Positive, ...]
+    res_blocks: Positive
+    swin_dim: Positive
+    swin_depth: Positive
+    window: Positive
+    head_dim: Positive
+    mlp_ratio: Annotated[float, Field(gt=0)]
+    tail_dim: Positive
+    """Channels of the convolutions that bring the features to HR size."""
+    condition: tuple[Literal["sr", "bicubic"], ...]
+    """The images that condition the network."""
+
+    @model_validator(mode="after")
+    def _widths_fit(self) -> Self:
+        if self.dim % 16:
+            raise ValueError(f"unet.dim {self.dim} is not a multiple of 16")
+        if self.swin_dim % self.head_dim:
+            raise ValueError(f"unet.swin_dim {self.swin_dim} is not a multiple of unet.head_dim {self.head_dim}")
+        if not self.condition or len(set(self.condition)) != len(self.condition):
+            raise ValueError("unet.condition needs `sr`, `bicubic` or both, each once")
+        return self
+
+
+class Diffusion(Section):
+    steps: Positive
+    """T."""
+    kappa: Annotated[float, Field(gt=0)]
+    min_noise: Annotated[float, Field(gt=0, lt=1)]
+    """m of the schedule."""
+    sqrt_eta_end: Annotated[float, Field(gt=0, lt=1)]
+    """e of the schedule: √η_T."""
+    power: Annotated[float, Field(gt=0)]
+    """p of the schedule."""
+    predict: Literal["x0", "epsilon"]
+    sampler_eta: Probability
+    """0: the deterministic sampler (the paper); 1: the posterior, all noise drawn anew."""
+
+
+class Uncertainty(Section):
+    variant: Literal["isotropic", "residual"]
+    floor: Annotated[float, Field(gt=0, le=1)]
+    """b: the least weight."""
+    psi_max: Annotated[float, Field(gt=0)]
+    """The residual at which the weight reaches 1."""
+    channels: Literal["rgb", "gray"]
+
+
+class Train(Section):
+    """What both trainings share."""
+
+    precision: Literal["fp32", "bf16", "fp16"]
+    compile: bool
+    channels_last: bool
+    workers: Annotated[int, Field(ge=0)]
+    """Processes that read and decode, beside the training process."""
+    log_every: Positive
+    preview_every: Positive
+    save_every: Positive
+    max_bad_steps: Positive
+    """So many steps in a row with a non-finite loss or gradient end the run."""
+    lpips_range: Literal["proper", "official"]
+    """`official` repeats the released code: a [-1, 1] picture handed to a metric that expects [0, 1]."""
+
+
+class Recipe(Section):
+    """What one training sets for itself."""
+
+    steps: Positive
+    """Optimizer steps."""
+    batch: Positive
+    """Samples per optimizer step, over all processes."""
+    micro_batch: Positive
+    """Samples per forward and process; the rest is accumulated."""
+    patch: Positive
+    """Side of an HR training patch."""
+    lr: Annotated[float, Field(gt=0)]
+    warmup: Annotated[int, Field(ge=0)]
+    milestones: tuple[Positive, ...]
+    """Steps at which the rate is halved."""
+    betas: Pair
+    weight_decay: Annotated[float, Field(ge=0)]
+    ema: Annotated[float, Field(ge=0, lt=1)]
+    clip: Annotated[float, Field(gt=0)]
+    """Largest norm of the gradient."""
+    pool: Annotated[int, Field(ge=0)]
+    """Past pairs kept to mix degradations within a batch; 0: none."""
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Self:
+        if self.batch % self.micro_batch:
+            raise ValueError(f"batch {self.batch} is not a multiple of micro_batch {self.micro_batch}")
+        return self
+
+
+class UnetRecipe(Recipe):
+    lpips_weight: Annotated[float, Field(ge=0)]
+    """Weight of LPIPS beside the MSE in the loss."""
+
+
+class Evaluate(Section):
+    benchmarks: tuple[str, ...]
+    """Folders with `HR/` and `LRx4/`; `holdout` is the one that the chain makes from data.holdout."""
+    protocol: Literal["basicsr", "upsr"]
+    metrics: tuple[str, ...]
+    """pyiqa names beside PSNR and SSIM."""
+    max_side: Positive
+    """Held-out HR pictures are cut to at most this side, so that a sample-scale run stays short."""
+    tile: Positive
+    """Side of a tile in LR pixels."""
+
+
+class Params(Section):
+    """All of params.yaml."""
+
+    seed: int
+    scale: Literal[2, 4]
+    data: Data
+    crop: Crop
+    pack: Pack
+    degradation: Degradation
+    atd: Atd
+    unet: Unet
+    diffusion: Diffusion
+    uncertainty: Uncertainty
+    train: Train
+    train_atd: Recipe
+    train_unet: UnetRecipe
+    evaluate: Evaluate
+
+
+S = TypeVar("S", bound=Section)
+
+
+def parse(record: type[S], values: Any, where: str) -> S:
+    """Builds a record from plain values; a `ConfigError` names `where`, the path of each wrong key and the remedy."""
+    try:
+        return record.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_describe(where, e) for e in error.errors())) from None
+
+
+def _describe(where: str, error: Any) -> str:
+    path = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"{where}: unknown key `{path}`: correct its spelling or remove it"
+    if error["type"] == "missing":
+        return f"{where}: key `{path}` is missing: add it"
+    message = error["msg"].removeprefix("Value error, ")
+    return (
+        f"{where}: `{path}` = {error['input']!r}: {message}"
+        if path and not isinstance(error["input"], dict)
+        else f"{where}: {message}"
+    )
+
+
+def load_params(path: str | Path = "params.yaml") -> Params:
+    """Reads the settings file. Raises `ConfigError` in one line for a missing file, broken YAML or any wrong key."""
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file: run the command in the project's folder") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    return parse(Params, values, str(path))

@@ -1,0 +1,171 @@
+"""Pictures on disk, and the few operations on them that every part needs."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+
+
+class ImageError(ValueError):
+    """A picture that cannot be read or written, in one line that names the file."""
+
+
+def find(folder: str | Path) -> list[Path]:
+    """The pictures directly below a folder, by name. Raises `ImageError` where there is no such folder."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ImageError(f"{folder}: no such folder of pictures")
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+
+
+def decode(data: bytes, name: str | Path) -> np.ndarray:
+    """Encoded bytes -> (H, W, C) uint8 or uint16 in RGB order; C is 1 (grey), 3, or 4 (with alpha).
+
+    The orientation that a camera wrote into a JPEG is applied. Raises `ImageError` for anything that is no whole
+    picture: OpenCV fills the missing part of a truncated file with grey and says nothing, so the end mark is checked.
+    """
+    jpeg, png = data[:2] == b"\xff\xd8", data[:4] == b"\x89PNG"
+    if (jpeg and b"\xff\xd9" not in data[-65536:]) or (png and b"IEND" not in data[-65536:]):
+        raise ImageError(f"{name}: truncated picture: replace or remove it")
+    flags = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH if jpeg else cv2.IMREAD_UNCHANGED
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+    except cv2.error:
+        image = None
+    if image is None or image.dtype not in (np.uint8, np.uint16):
+        raise ImageError(f"{name}: not a readable 8-bit or 16-bit picture: replace or remove it")
+    if image.ndim == 2:
+        return image[:, :, None]
+    if image.shape[2] == 2:  # grey with alpha
+        return np.concatenate([np.repeat(image[:, :, :1], 3, axis=2), image[:, :, 1:]], axis=2)
+    return cv2.cvtColor(image, cv2.COLOR_BGRA2RGBA if image.shape[2] == 4 else cv2.COLOR_BGR2RGB)
+
+
+def read(path: str | Path) -> np.ndarray:
+    """Reads a picture file as `decode` does. Raises `ImageError`."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read: {error.strerror}") from None
+    return decode(data, path)
+
+
+def read_rgb(path: str | Path) -> np.ndarray:
+    """Reads a picture as (H, W, 3) uint8 RGB: grey is repeated, alpha dropped, 16 bit rounded to 8."""
+    return as_rgb8(read(path))
+
+
+def as_rgb8(image: np.ndarray) -> np.ndarray:
+    """(H, W, C) uint8 or uint16 -> (H, W, 3) uint8."""
+    if image.dtype == np.uint16:
+        image = ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else np.ascontiguousarray(image[:, :, :3])
+
+
+def write(path: str | Path, image: np.ndarray) -> None:
+    """Writes (H, W, C) uint8 or uint16 RGB, whole or not at all. The suffix chooses the format."""
+    path = Path(path)
+    channels = image.shape[2]
+    code = {3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}.get(channels)
+    try:
+        ok, data = cv2.imencode(path.suffix, image if code is None else cv2.cvtColor(image, code))
+    except cv2.error:
+        ok = False
+    if not ok:
+        raise ImageError(
+            f"{path}: cannot be written as {path.suffix or 'a file without suffix'}: use .png, .jpg or .webp"
+        )
+    with atomic(path) as temporary:
+        temporary.write_bytes(data.tobytes())
+
+
+@contextlib.contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """Gives a temporary name beside `path`; what was written there takes the name `path` when the block ends well."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def to_tensor(image: np.ndarray) -> Tensor:
+    """(H, W, C) uint8 or uint16 -> (1, C, H, W) float32 in [0, 1]."""
+    peak = np.iinfo(image.dtype).max
+    return torch.from_numpy(image.astype(np.float32) / peak).permute(2, 0, 1)[None].contiguous()
+
+
+def to_image(x: Tensor, dtype: type = np.uint8) -> np.ndarray:
+    """(1, C, H, W) or (C, H, W) float in [0, 1] -> (H, W, C), rounded and clipped."""
+    peak = np.iinfo(dtype).max
+    x = x.detach().reshape(x.shape[-3:]).permute(1, 2, 0).float().clamp(0, 1)
+    return (x * peak).round().cpu().numpy().astype(dtype)
+
+
+def round8(x: Tensor) -> Tensor:
+    """Clips to [0, 1] and rounds to the 256 values that a file can hold."""
+    return (x.clamp(0, 1) * 255).round() / 255
+
+
+def luma(x: Tensor) -> Tensor:
+    """(B, 3, H, W) RGB in [0, 1] -> (B, 1, H, W): Y of ITU-R BT.601 with its head-room (16..235), over 255."""
+    weights = x.new_tensor([65.481, 128.553, 24.966]).view(1, 3, 1, 1)
+    return ((x * weights).sum(1, keepdim=True) + 16) / 255
+
+
+def pad_to(x: Tensor, height: int, width: int) -> Tensor:
+    """Continues (B, C, H, W) at its right and lower edge by reflection to at least 1 pixel's worth: any size works.
+
+    Where the missing part is larger than the picture, the reflection is reflected again.
+    """
+    return x[:, :, _mirror(x.shape[2], height, x.device)][:, :, :, _mirror(x.shape[3], width, x.device)]
+
+
+def _mirror(size: int, length: int, device: torch.device) -> Tensor:
+    """Indices 0..length-1 folded into 0..size-1: 0 1 2 1 0 1 ..."""
+    period = max(2 * (size - 1), 1)
+    i = torch.arange(length, device=device) % period
+    return torch.minimum(i, (period - i).clamp(min=0)) if size > 1 else torch.zeros_like(i)
+
+
+def resize(x: Tensor, size: Sequence[int]) -> Tensor:
+    """MATLAB's `imresize` (bicubic, antialiased) of (B, C, H, W) float to `size` = (height, width).
+
+    torch's antialiased bicubic has MATLAB's kernel but drops what lies beyond the edge, where MATLAB reflects it.
+    So the picture is continued by symmetric reflection first, by a length that maps to whole output pixels.
+    """
+    for dim, length in ((2, size[0]), (3, size[1])):
+        x = _resize_one_side(x, dim, length)
+    return x
+
+
+def _resize_one_side(x: Tensor, dim: int, length: int) -> Tensor:
+    size = x.shape[dim]
+    if size == length:
+        return x
+    reach = 2 * max(1.0, size / length) + 1  # half the kernel's support, in input pixels
+    out_pad = 1
+    while (size * out_pad) % length or size * out_pad / length < reach:
+        out_pad += 1
+    pad = size * out_pad // length
+    i = torch.arange(-pad, size + pad, device=x.device) % (2 * size)
+    x = x.index_select(dim, torch.minimum(i, 2 * size - 1 - i))
+    shape = list(x.shape[2:])
+    shape[dim - 2] = length + 2 * out_pad
+    x = F.interpolate(x, shape, mode="bicubic", antialias=True, align_corners=False)
+    return x.narrow(dim, out_pad, length)

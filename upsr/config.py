@@ -137,6 +137,11 @@ class Unet(Section):
     """Channels of the convolutions that bring the features to HR size."""
     condition: tuple[Literal["sr", "bicubic"], ...]
     """The images that condition the network."""
+    lr_size: Positive
+    """Side of the LR patches that the attention is laid out for: a level whose map is no larger than a window at
+    that size is never shifted."""
+    official_mask: bool
+    """Repeat the released network's mask of shifted windows, which its weights need, instead of the right one."""
 
     @model_validator(mode="after")
     def _widths_fit(self) -> Self:

@@ -1,0 +1,77 @@
+"""The network behind `denoise(x_t, t) -> x̂0`: scaling, pixel-unshuffle, condition, prediction, in one place."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from upsr.diffusion.process import Process
+
+NOISE_SHARE = 0.3  # E[w²] that the released code assumes when it scales the network's input
+
+
+def to_signed(x: Tensor) -> Tensor:
+    """[0, 1] -> [-1, 1]: into the diffusion."""
+    return x * 2 - 1
+
+
+def to_unit(x: Tensor) -> Tensor:
+    """[-1, 1] -> [0, 1]: out of it."""
+    return (x + 1) / 2
+
+
+def upsample(lr: Tensor, scale: int) -> Tensor:
+    """y↑: bicubic upsampling as the network knows it (torch's kernel, not MATLAB's)."""
+    return F.interpolate(lr, scale_factor=scale, mode="bicubic", align_corners=False)
+
+
+class Denoiser(nn.Module):
+    """`denoiser(x_t, t, condition, y_up, weight) -> x̂0`, all pictures (B, 3, H, W) in [-1, 1], t (B,) from 1."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        process: Process,
+        *,
+        scale: int,
+        condition: Sequence[Literal["sr", "bicubic"]],
+        predict: Literal["x0", "epsilon"],
+    ) -> None:
+        super().__init__()
+        self.network, self.process = network, process
+        self.scale, self.images, self.predict = scale, tuple(condition), predict
+
+    def condition(self, g_y: Tensor, y_up: Tensor) -> Tensor:
+        """The pixel-unshuffled images that the network sees beside x_t, (B, images·3s², h, w)."""
+        images = {"sr": g_y, "bicubic": y_up}
+        return F.pixel_unshuffle(torch.cat([images[name] for name in self.images], dim=1), self.scale)
+
+    def forward(self, x_t: Tensor, t: Tensor, condition: Tensor, y_up: Tensor, weight: Tensor) -> Tensor:
+        eta = self.process.eta(t)
+        scaled = x_t / (NOISE_SHARE * self.process.kappa**2 * eta + 0.25).sqrt()
+        output = self.network(F.pixel_unshuffle(scaled, self.scale), t - 1, condition).float()
+        if self.predict == "x0":
+            return output
+        return self.process.x0_from_epsilon(x_t, output, y_up, weight, t)
+
+    def loss_weight(self, t: Tensor, weight: Tensor) -> Tensor:
+        """What a squared error of x̂0 counts.
+
+        1 when x0 is predicted. When ε is, x̂0's error is ε̂'s times κ√η_t w/(1−η_t), which grows without bound as
+        η_t → 1: the inverse square of that factor makes the loss the plain MSE of ε̂, in which no step dominates.
+        """
+        if self.predict == "x0":
+            return torch.ones_like(weight)
+        return ((1 - self.process.eta(t)) / (self.process.noise_level(t) * weight)) ** 2
+
+    def denoise(self, condition: Tensor, y_up: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """The `denoise(x_t, t, w_t)` of one picture, for `samplers.sample`; x̂0 of ε is kept within [-1, 1]."""
+
+        def denoise(x_t: Tensor, t: Tensor, weight: Tensor) -> Tensor:
+            x0 = self(x_t, t, condition, y_up, weight)
+            return x0 if self.predict == "x0" else x0.clamp(-1, 1)
+
+        return denoise

@@ -1,0 +1,210 @@
+"""The Swin UNet of UPSR, the denoiser's network. Attribute names are the official ones (they load `upsr.pth`)."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from upsr.config import Unet
+from upsr.models.swin import SwinStage, group_norm
+
+
+def timestep_embedding(t: Tensor, dim: int) -> Tensor:
+    """(B,) -> (B, dim): cosines, then sines, of t at `dim`/2 frequencies from 1 down to 1/10000."""
+    half = dim // 2
+    frequencies = torch.exp(-math.log(10000) / half * torch.arange(half, dtype=torch.float32, device=t.device))
+    angles = t.float()[:, None] * frequencies[None]
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class ResBlock(nn.Module):
+    """Two convolutions, the second one's normalisation scaled and shifted by the time step."""
+
+    def __init__(self, channels: int, out_channels: int, time_dim: int) -> None:
+        super().__init__()
+        self.in_layers = nn.Sequential(group_norm(channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1))
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(time_dim, 2 * out_channels))
+        # The identity keeps the official position (3) of the last convolution, after a dropout that UPSR leaves at 0.
+        last = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.out_layers = nn.Sequential(group_norm(out_channels), nn.SiLU(), nn.Identity(), last)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+        same = channels == out_channels
+        self.skip_connection = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.in_layers(x)
+        scale, shift = self.emb_layers(embedding)[:, :, None, None].chunk(2, dim=1)
+        h = self.out_layers[0](h) * (1 + scale) + shift
+        return self.skip_connection(x) + self.out_layers[1:](h)
+
+
+class Downsample(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+
+class Upsample(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+class Block(nn.Sequential):
+    """Layers in turn, of which the residual blocks see the time step."""
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:  # type: ignore[override]
+        for layer in self:
+            x = layer(x, embedding) if isinstance(layer, ResBlock) else layer(x)
+        return x
+
+
+class UNet(nn.Module):
+    """Noisy picture, time step, condition -> picture at HR size.
+
+    `lr_size` is the side of the LR patches that the attention is laid out for: a level whose map is no larger than
+    a window at that size is never shifted (official: 64). `official_mask`: see `windows.attention_mask`.
+    Any multiple of `downscale` is a valid LR size.
+    """
+
+    def __init__(
+        self,
+        *,
+        scale: int = 4,
+        dim: int = 160,
+        channel_mult: Sequence[int] = (1, 2, 2, 4),
+        res_blocks: int = 2,
+        swin_dim: int = 192,
+        swin_depth: int = 2,
+        window: int = 8,
+        head_dim: int = 32,
+        mlp_ratio: float = 4,
+        tail_dim: int = 128,
+        condition_images: int = 2,
+        lr_size: int = 64,
+        official_mask: bool = False,
+    ) -> None:
+        super().__init__()
+        self.scale, self.dim, self.window = scale, dim, window
+        self.downscale = 2 ** (len(channel_mult) - 1)
+        time_dim = 4 * dim
+        self.time_embed = nn.Sequential(nn.Linear(dim, time_dim), nn.SiLU(), nn.Linear(time_dim, time_dim))
+
+        def residual(channels: int, out_channels: int) -> ResBlock:
+            return ResBlock(channels, out_channels, time_dim)
+
+        def swin(channels: int, level: int) -> SwinStage:
+            return SwinStage(
+                channels,
+                dim=swin_dim,
+                heads=swin_dim // head_dim,
+                window=window,
+                depth=swin_depth,
+                mlp_ratio=mlp_ratio,
+                shifted=lr_size // 2**level > window,
+                official_mask=official_mask,
+            )
+
+        widths = [dim * mult for mult in channel_mult]
+        last = len(widths) - 1
+        channels = widths[0]
+        self.input_blocks = nn.ModuleList(
+            [Block(nn.Conv2d(3 * scale**2 * (1 + condition_images), channels, 3, padding=1))]
+        )
+        skips = [channels]
+        for level, width in enumerate(widths):
+            for i in range(res_blocks):
+                layers = [residual(channels, width)] + ([swin(width, level)] if i == 0 else [])
+                self.input_blocks.append(Block(*layers))
+                channels = width
+                skips.append(channels)
+            if level < last:
+                self.input_blocks.append(Block(Downsample(channels)))
+                skips.append(channels)
+
+        self.middle_block = Block(residual(channels, channels), swin(channels, last), residual(channels, channels))
+
+        self.output_blocks = nn.ModuleList()
+        for level, width in reversed(list(enumerate(widths))):
+            for i in range(res_blocks + 1):
+                block: list[nn.Module] = [residual(channels + skips.pop(), width)]
+                channels = width
+                if i == 0:
+                    block.append(swin(channels, level))
+                if level and i == res_blocks:
+                    block.append(Upsample(channels))
+                self.output_blocks.append(Block(*block))
+
+        self.conv_before_upsample = nn.Sequential(nn.Conv2d(dim, tail_dim, 3, padding=1), nn.LeakyReLU())
+        self.conv_up1 = nn.Conv2d(tail_dim, tail_dim, 3, padding=1)
+        if scale == 4:
+            self.conv_up2 = nn.Conv2d(tail_dim, tail_dim, 3, padding=1)
+        self.conv_hr = nn.Conv2d(tail_dim, tail_dim, 3, padding=1)
+        self.conv_last = nn.Conv2d(tail_dim, 3, 3, padding=1)
+
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """x (B, 3s², h, w) scaled, t (B,) from 0, condition (B, images·3s², h, w) -> (B, 3, s·h, s·w)."""
+        embedding = self.time_embed(timestep_embedding(t, self.dim))
+        h = torch.cat([x, condition], dim=1)
+        skips = []
+        for block in self.input_blocks:
+            h = block(h, embedding)
+            skips.append(h)
+        h = self.middle_block(h, embedding)
+        for block in self.output_blocks:
+            h = block(torch.cat([h, skips.pop()], dim=1), embedding)
+        return self._to_hr(h)
+
+    def _to_hr(self, h: Tensor) -> Tensor:
+        h = self.conv_before_upsample(h)
+        for conv in [self.conv_up1, self.conv_up2] if self.scale == 4 else [self.conv_up1]:
+            h = F.leaky_relu(conv(F.interpolate(h, scale_factor=2, mode="nearest")), 0.2)
+        return self.conv_last(F.leaky_relu(self.conv_hr(h), 0.2))
+
+
+def build_unet(cfg: Unet, scale: int) -> UNet:
+    """A fresh network from the section `unet`."""
+    return UNet(scale=scale, condition_images=len(cfg.condition), **cfg.model_dump(exclude={"condition"}))
+
+
+# Buffers of the official state dict that follow from the configuration.
+DERIVED = ("relative_position_index", "attn_mask")
+
+
+def load_official_unet(state_dict: dict[str, Tensor], config: dict[str, Any]) -> UNet:
+    """The network of a published checkpoint, `config` being the authors' keyword arguments.
+
+    Raises `ValueError` for a variant that the paper does not use and `RuntimeError` for weights that do not fit.
+    """
+    if not config.get("use_scale_shift_norm") or config.get("resblock_updown") or not config.get("cond_lq"):
+        raise ValueError("only the UNet with scale-shift norm, convolutional resampling and a condition is supported")
+    if config["lq_size"] != config["image_size"] or len(set(config["num_res_blocks"])) != 1:
+        raise ValueError("only the UNet with a condition of LR size and one number of blocks is supported")
+    unet = UNet(
+        scale=math.isqrt(config["in_channels"] // 3),
+        dim=config["model_channels"],
+        channel_mult=config["channel_mult"],
+        res_blocks=config["num_res_blocks"][0],
+        swin_dim=config["swin_embed_dim"],
+        swin_depth=config["swin_depth"],
+        window=config["window_size"],
+        head_dim=config["num_head_channels"],
+        mlp_ratio=config["mlp_ratio"],
+        tail_dim=config["num_feat"],
+        condition_images=2,
+        lr_size=config["image_size"],
+        official_mask=True,
+    )
+    unet.load_state_dict({k: v for k, v in state_dict.items() if not k.endswith(DERIVED)})
+    return unet.eval()

@@ -1,0 +1,86 @@
+"""Windows of attention, shared by ATD and the Swin UNet: cutting, joining, positions, masks."""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+MASKED = -100.0  # added to a forbidden logit; finite, so that a row of nothing else stays defined (official value)
+
+
+def partition(x: Tensor, window: int) -> Tensor:
+    """(B, H, W, C) -> (B, windows, window², C), H and W being multiples of `window`."""
+    b, h, w, c = x.shape
+    x = x.view(b, h // window, window, w // window, window, c).transpose(2, 3)
+    return x.reshape(b, -1, window * window, c)
+
+
+def merge(windows: Tensor, window: int, height: int, width: int) -> Tensor:
+    """The inverse of `partition`: -> (B, height, width, C)."""
+    b, _, _, c = windows.shape
+    x = windows.view(b, height // window, width // window, window, window, c).transpose(2, 3)
+    return x.reshape(b, height, width, c)
+
+
+def relative_position_index(window: int) -> Tensor:
+    """(window², window²) rows of a bias table with one row per offset (dy, dx) between two places of a window."""
+    y, x = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
+    dy = y.flatten()[:, None] - y.flatten()[None] + window - 1
+    dx = x.flatten()[:, None] - x.flatten()[None] + window - 1
+    return dy * (2 * window - 1) + dx
+
+
+@lru_cache(maxsize=64)
+def attention_mask(
+    height: int, width: int, window: int, shift: int, device: torch.device, official: bool = False
+) -> Tensor | None:
+    """(windows, 1, window², window²) to add to the logits, or None where every place may see every other.
+
+    The map of height × width is continued to whole windows and rolled by `shift`. A place sees only its own side of
+    the roll's seam, and the continuation and the picture do not see each other.
+
+    `official` repeats what the released UNet does, and what its weights were trained with: it marks the seam of the
+    rows alone, with rows and columns exchanged within each window.
+    """
+    rows, columns = _sides(height, window, shift, device), _sides(width, window, shift, device)
+    seam = _cut(rows[:, None] * 3 + (0 if official else columns[None]) + torch.zeros_like(columns)[None], window)
+    if official:
+        seam = seam.view(-1, window, window).transpose(1, 2).flatten(1)
+    inside = _cut(_inside(height, window, shift, device)[:, None] & _inside(width, window, shift, device)[None], window)
+    apart = (seam[:, :, None] != seam[:, None]) | (inside[:, :, None] != inside[:, None])
+    return MASKED * apart[:, None].float() if apart.any() else None
+
+
+def _cut(places: Tensor, window: int) -> Tensor:
+    """(H, W) -> (windows, window²)"""
+    return partition(places[None, :, :, None], window)[0, :, :, 0]
+
+
+def _sides(size: int, window: int, shift: int, device: torch.device) -> Tensor:
+    """For each row after the roll: 0 away from the seam, 1 and 2 on its two sides."""
+    whole = -(-size // window) * window
+    side = torch.zeros(whole, dtype=torch.long, device=device)
+    if shift:
+        side[whole - window : whole - shift] = 1
+        side[whole - shift :] = 2
+    return side
+
+
+def _inside(size: int, window: int, shift: int, device: torch.device) -> Tensor:
+    """For each row after the roll: does it belong to the picture?"""
+    whole = -(-size // window) * window
+    return (torch.arange(whole, device=device) + shift) % whole < size
+
+
+def attend(qkv: Tensor, heads: int, table: Tensor, index: Tensor, mask: Tensor | None) -> Tensor:
+    """Multi-head attention within windows: (B, windows, N, 3C) -> (B, windows, N, C).
+
+    softmax(q kᵀ / √d + bias + mask) v, the bias read from `table` ((2·window−1)², heads) by `index` (N, N).
+    """
+    b, w, n, c3 = qkv.shape
+    q, k, v = qkv.view(b, w, n, 3, heads, c3 // 3 // heads).permute(3, 0, 1, 4, 2, 5)
+    bias = table[index.flatten()].view(n, n, heads).permute(2, 0, 1)
+    logits = (q * (c3 // 3 // heads) ** -0.5) @ k.transpose(-2, -1) + bias
+    if mask is not None:
+        logits = logits + mask
+    return (logits.softmax(-1) @ v).transpose(2, 3).reshape(b, w, n, c3 // 3)

@@ -1,0 +1,403 @@
+"""From photographs to training samples, on real pictures, a real LMDB and a real loader."""
+
+import hashlib
+import json
+import os
+import pickle
+from pathlib import Path
+
+import cv2
+import lmdb
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from upsr import images
+from upsr.data import DataError
+from upsr.data.benchmarks import open_benchmark
+from upsr.data.datasets import PatchDataset, step_batches
+from upsr.data.download import fetch
+from upsr.data.lmdb_store import FIRST_MAP, Reader, pack
+from upsr.data.sources import SAMPLES
+from upsr.data.subimages import crop, positions
+
+
+def picture(height, width, seed=0):
+    """Noise on a slope: no two pixels' neighbourhoods are alike."""
+    rng = np.random.default_rng(seed)
+    slope = np.linspace(0, 150, height * width * 3).reshape(height, width, 3)
+    return (slope + rng.integers(100, size=(height, width, 3))).astype(np.uint8)
+
+
+@pytest.fixture
+def album(tmp_path):
+    """A user's folder with every kind of picture that turns up in one."""
+    folder = tmp_path / "album"
+    images.write(folder / "colour.png", picture(70, 90))
+    images.write(folder / "photo.jpg", picture(64, 64))
+    images.write(folder / "grey.png", picture(50, 60)[:, :, :1])
+    images.write(folder / "deep.png", picture(48, 48).astype(np.uint16) * 257)
+    images.write(folder / "alpha.png", np.dstack([picture(40, 40), np.full((40, 40), 128, np.uint8)]))
+    images.write(folder / "tiny.png", picture(3, 2))
+    return folder
+
+
+def take(tmp_path, **changes):
+    settings = {
+        "source": "folder",
+        "folder": tmp_path / "album",
+        "out_dir": tmp_path / "hr",
+        "holdout": ["colour"],
+        "holdout_dir": tmp_path / "holdout" / "HR",
+        "max_side": 50,
+        "scale": 4,
+        "on_corrupt": "fail",
+    }
+    return fetch(**(settings | changes))
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+# download
+
+
+def test_sample_photographs_come_with_hash_origin_and_licence(tmp_path):
+    manifest = take(tmp_path, source="sample", holdout=["astronaut", "china"], max_side=384)
+    assert len(manifest["pictures"]) == len(SAMPLES)
+    for entry in manifest["pictures"]:
+        path = tmp_path / ("hr" if entry["split"] == "train" else "holdout/HR") / entry["file"]
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == entry["sha256"]
+        assert path.stat().st_size == entry["size"]
+        assert images.read_rgb(path).shape[:2] == (entry["height"], entry["width"])
+        assert entry["licence"] and entry["origin"]
+    assert json.loads((tmp_path / "hr/manifest.json").read_text()) == manifest
+    assert {p.name for p in images.find(tmp_path / "holdout/HR")} == {"astronaut.png", "china.png"}
+    assert "hubble.jpg" in {p.name for p in images.find(tmp_path / "hr")}
+
+
+def test_training_pictures_keep_their_bytes_and_held_out_ones_are_cut(album, tmp_path):
+    take(tmp_path)
+    assert (tmp_path / "hr/photo.jpg").read_bytes() == (album / "photo.jpg").read_bytes()
+    held = images.read_rgb(tmp_path / "holdout/HR/colour.png")
+    assert np.array_equal(held, images.read_rgb(album / "colour.png")[11:59, 21:69])
+    assert not (tmp_path / "hr/colour.png").exists()
+
+
+def test_taking_again_writes_nothing_anew_and_clears_what_an_earlier_source_left(album, tmp_path):
+    take(tmp_path)
+    before = {p: p.stat().st_mtime_ns for p in images.find(tmp_path / "hr")}
+    take(tmp_path)
+    assert {p: p.stat().st_mtime_ns for p in images.find(tmp_path / "hr")} == before
+    (album / "grey.png").unlink()
+    take(tmp_path, holdout=["photo"])
+    assert {p.name for p in images.find(tmp_path / "hr")} == {"alpha.png", "colour.png", "deep.png", "tiny.png"}
+    assert {p.name for p in images.find(tmp_path / "holdout/HR")} == {"photo.png"}
+
+
+@pytest.mark.parametrize("name", ["photo.jpg", "grey.png"])
+def test_a_truncated_picture_is_named_and_fatal_or_skipped(album, tmp_path, name):
+    truncate(album / name)
+    with pytest.raises(DataError, match=rf"1 unreadable: .*{name}.*on_corrupt"):
+        take(tmp_path)
+    assert len(json.loads((tmp_path / "hr/manifest.json").read_text())["corrupt"]) == 1
+    manifest = take(tmp_path, on_corrupt="skip")
+    assert len(manifest["corrupt"]) == 1 and name in manifest["corrupt"][0]
+    assert not (tmp_path / "hr" / name).exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"holdout": ["nobody"]}, "data.holdout.*nobody.*choose among alpha"),
+        ({"holdout": ["tiny"]}, "data.holdout.*tiny.png.*narrower than 4"),
+        ({"holdout": ["alpha", "colour", "deep", "grey", "photo", "tiny"]}, "data.holdout.*none to train on"),
+        ({"folder": "nowhere"}, "nowhere: no such folder"),
+    ],
+)
+def test_a_wrong_setting_is_named(album, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        take(tmp_path, **changes)
+
+
+def test_the_users_folder_is_never_written_to(album, tmp_path):
+    before = contents(album)
+    with pytest.raises(DataError, match=r"data\.folder.*move the pictures"):
+        take(tmp_path, out_dir=album)
+    assert contents(album) == before
+
+
+def test_two_pictures_of_one_name_are_refused(album, tmp_path):
+    images.write(album / "photo.png", picture(9, 9))
+    with pytest.raises(DataError, match=r"photo\.png: has the name of photo\.jpg"):
+        take(tmp_path)
+
+
+# crop
+
+
+def cut(tmp_path, **changes):
+    settings = {"size": 32, "step": 16, "threshold": 0, "on_corrupt": "fail"}
+    return crop(tmp_path / "album", tmp_path / "sub", **(settings | changes))
+
+
+@pytest.mark.parametrize("length", [480, 481, 719, 720, 1000, 2040])
+@pytest.mark.parametrize("threshold", [0, 100])
+def test_positions_are_basicsr_s(length, threshold):
+    expected = np.arange(0, length - 480 + 1, 240)
+    if length - (expected[-1] + 480) > threshold:
+        expected = np.append(expected, length - 480)
+    assert positions(length, 480, 240, threshold) == expected.tolist()
+
+
+def test_sub_images_are_the_picture_and_cover_it(album, tmp_path):
+    report = cut(tmp_path)
+    whole = images.read_rgb(album / "colour.png")
+    places = [(y, x) for y in (0, 16, 32, 38) for x in (0, 16, 32, 48, 58)]
+    for number, (y, x) in enumerate(places, start=1):
+        part = images.read_rgb(tmp_path / f"sub/colour_s{number:03d}.png")
+        assert np.array_equal(part, whole[y : y + 32, x : x + 32])
+    assert not (tmp_path / f"sub/colour_s{len(places) + 1:03d}.png").exists()
+    assert report == json.loads((tmp_path / "sub/report.json").read_text())
+    assert report["pictures"] == 6 and report["subimages"] == len(images.find(tmp_path / "sub"))
+
+
+def test_a_picture_smaller_than_the_crop_is_kept_whole(album, tmp_path):
+    assert cut(tmp_path)["whole"] == 1
+    assert np.array_equal(images.read_rgb(tmp_path / "sub/tiny_s001.png"), images.read_rgb(album / "tiny.png"))
+
+
+def test_cropping_again_replaces_the_folder_and_a_failure_leaves_it(album, tmp_path):
+    cut(tmp_path, step=8)
+    cut(tmp_path)
+    first = contents(tmp_path / "sub")
+    cut(tmp_path)
+    assert contents(tmp_path / "sub") == first
+    truncate(album / "photo.jpg")
+    with pytest.raises(DataError, match=r"photo\.jpg"):
+        cut(tmp_path)
+    assert contents(tmp_path / "sub") == first
+    assert {p.name for p in tmp_path.iterdir()} == {"album", "sub"}
+
+
+def test_a_corrupt_picture_is_skipped_and_counted(album, tmp_path):
+    truncate(album / "photo.jpg")
+    report = cut(tmp_path, on_corrupt="skip")
+    assert report["pictures"] == 5 and "photo.jpg" in report["corrupt"][0]
+
+
+# pack
+
+
+@pytest.fixture
+def store(tmp_path):
+    """An LMDB of 12 pictures, one of them smaller than the patches below."""
+    for i in range(11):
+        images.write(tmp_path / f"few/p{i}_s001.png", picture(40, 48, seed=i))
+    images.write(tmp_path / "few/small_s001.png", picture(20, 40, seed=11))
+    pack(tmp_path / "few", tmp_path / "few.lmdb", "png")
+    return tmp_path / "few.lmdb"
+
+
+@pytest.mark.parametrize("encoding", ["png", "webp", "raw"])
+def test_every_encoding_gives_the_pixels_back(album, tmp_path, encoding):
+    assert pack(album, tmp_path / "x.lmdb", encoding) == 6
+    reader = Reader(tmp_path / "x.lmdb")
+    assert [key.decode() for key in reader.keys] == sorted(p.stem for p in images.find(album))
+    for index, path in enumerate(images.find(album)):
+        assert np.array_equal(reader.read(index), images.read_rgb(path))
+
+
+def test_basicsr_reads_the_store(store, tmp_path):
+    """As its `paths_from_lmdb` and `LmdbBackend` do: names up to the dot from meta_info.txt, key -> bytes -> BGR."""
+    lines = (store / "meta_info.txt").read_text().splitlines()
+    with lmdb.open(str(store), readonly=True, lock=False, readahead=False) as env, env.begin(write=False) as txn:
+        assert len(lines) == env.stat()["entries"] == 12
+        for line in lines:
+            file, shape, level = line.split(" ")
+            bgr = cv2.imdecode(np.frombuffer(txn.get(file.split(".")[0].encode("ascii")), np.uint8), cv2.IMREAD_COLOR)
+            assert np.array_equal(bgr[:, :, ::-1], images.read_rgb(tmp_path / "few" / file))
+            assert shape == "({},{},{})".format(*bgr.shape) and level == "1"
+
+
+def test_the_map_grows_and_the_store_is_compact_and_reproducible(tmp_path):
+    for i in range(70):
+        images.write(tmp_path / f"many/{i}.bmp", picture(128, 128, seed=i))
+    pack(tmp_path / "many", tmp_path / "a.lmdb", "raw")
+    pack(tmp_path / "many", tmp_path / "b.lmdb", "raw")
+    pixels = 70 * 128 * 128 * 3
+    assert 3 * FIRST_MAP < pixels < (tmp_path / "a.lmdb/data.mdb").stat().st_size < 1.1 * pixels
+    assert set(contents(tmp_path / "a.lmdb")) == {"data.mdb", "meta_info.txt"}
+    assert contents(tmp_path / "a.lmdb") == contents(tmp_path / "b.lmdb")
+
+
+def test_a_failed_pack_leaves_the_last_good_store(store, tmp_path):
+    before = contents(store)
+    truncate(tmp_path / "few/p3_s001.png")
+    with pytest.raises(images.ImageError, match="p3_s001"):
+        pack(tmp_path / "few", store, "png")
+    assert contents(store) == before
+
+
+def test_readers_share_the_store_and_travel(store):
+    one, other = Reader(store), Reader(store)
+    sent = pickle.loads(pickle.dumps(one))
+    assert np.array_equal(one.read(3), other.read(3)) and np.array_equal(one.read(3), sent.read(3))
+    assert not (store / "lock.mdb").exists()
+
+
+def test_a_store_that_cannot_be_read_ends_in_one_line(store, tmp_path):
+    with pytest.raises(DataError, match="no LMDB there: run the `pack` stage"):
+        Reader(tmp_path / "nowhere")
+    truncate(store / "data.mdb")
+    with pytest.raises(DataError, match="truncated: run the `pack` stage again"):
+        Reader(store)
+    (store / "data.mdb").write_bytes(b"junk")
+    with pytest.raises(DataError, match="not a readable LMDB"):
+        Reader(store)
+    with pytest.raises(DataError, match="no pictures to pack"):
+        pack(store, tmp_path / "y.lmdb", "png")
+
+
+# loader
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(store, workers):
+    dataset = PatchDataset(store, patch=32, seed=7)
+    alone = torch.cat([torch.stack([dataset[i] for i in batch]) for batch in step_batches(2, 8, 4, 2)])
+    loader = DataLoader(dataset, batch_sampler=step_batches(2, 8, 4, 2), num_workers=workers)
+    assert torch.equal(torch.cat(list(loader)), alone)
+    assert alone.dtype == torch.uint8 and alone.shape == (24, 3, 32, 32)
+
+
+def test_a_sample_depends_on_its_number_and_the_seed_alone(store):
+    one, again, other = (PatchDataset(store, patch=16, seed=seed) for seed in (0, 0, 1))
+    forwards = [one[i] for i in range(30)]
+    backwards = [again[i] for i in reversed(range(30))][::-1]
+    assert all(torch.equal(a, b) for a, b in zip(forwards, backwards, strict=True))
+    assert not any(torch.equal(one[i], other[i]) for i in range(30))
+    assert not any(torch.equal(one[i], one[i + 12]) for i in range(12))
+
+
+def test_every_epoch_shows_every_picture_once_in_another_order(tmp_path):
+    for i in range(20):
+        images.write(tmp_path / f"flat/{i}.png", np.full((8, 8, 3), i, np.uint8))
+    pack(tmp_path / "flat", tmp_path / "flat.lmdb", "raw")
+    dataset = PatchDataset(tmp_path / "flat.lmdb", patch=8, seed=0)
+    epochs = [[int(dataset[i].max()) for i in range(start, start + 20)] for start in (0, 20, 40)]
+    assert all(sorted(epoch) == list(range(20)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_a_patch_is_a_turned_piece_of_the_picture_and_every_turn_occurs(tmp_path):
+    whole = picture(9, 9)
+    images.write(tmp_path / "one/a.png", whole)
+    pack(tmp_path / "one", tmp_path / "one.lmdb", "png")
+    dataset = PatchDataset(tmp_path / "one.lmdb", patch=9, seed=0)
+    turns = {np.rot90(side, k).tobytes() for side in (whole, whole.transpose(1, 0, 2)) for k in range(4)}
+    assert {dataset[i].permute(1, 2, 0).numpy().tobytes() for i in range(100)} == turns
+
+
+def test_a_picture_smaller_than_the_patch_is_continued_by_reflection(tmp_path):
+    images.write(tmp_path / "one/a.png", picture(3, 2))
+    pack(tmp_path / "one", tmp_path / "one.lmdb", "png")
+    patch = PatchDataset(tmp_path / "one.lmdb", patch=16, seed=0)[0].numpy()
+    assert patch.shape == (3, 16, 16)
+    assert set(map(tuple, patch.reshape(3, -1).T)) == set(map(tuple, picture(3, 2).reshape(-1, 3)))
+
+
+def test_steps_own_their_samples_whatever_the_processes_and_micro_batches():
+    for world, micro in ((1, 8), (1, 2), (2, 4), (4, 1)):
+        ranks = [list(step_batches(3, 5, 8, micro, rank, world)) for rank in range(world)]
+        assert all(len(r) == len(step_batches(3, 5, 8, micro, 0, world)) for r in ranks)
+        each = len(ranks[0]) // 2
+        for step in (0, 1):
+            own = [i for rank in ranks for batch in rank[step * each : (step + 1) * each] for i in batch]
+            assert own == list(range((3 + step) * 8, (4 + step) * 8))
+        assert all(len(batch) == micro for rank in ranks for batch in rank)
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    with pytest.raises(DataError, match=r"batch 4 .* micro_batch 2 × 3 processes"):
+        step_batches(0, 1, 4, 2, world=3)
+
+
+# benchmarks
+
+
+@pytest.fixture
+def benchmark_folder(tmp_path):
+    for name in ("b", "a"):
+        images.write(tmp_path / f"Two/HR/{name}.png", picture(16, 16))
+        images.write(tmp_path / f"Two/LRx4/{name}.png", picture(4, 4))
+    return tmp_path / "Two"
+
+
+def test_a_benchmark_pairs_by_name(benchmark_folder):
+    opened = open_benchmark(benchmark_folder, 4)
+    assert (opened.name, opened.scale, [p.name for p in opened.pairs]) == ("Two", 4, ["a", "b"])
+    assert opened.pairs[0].lr == benchmark_folder / "LRx4/a.png"
+    assert opened.pairs[0].hr == benchmark_folder / "HR/a.png"
+
+
+def test_the_digest_follows_names_and_contents(benchmark_folder, tmp_path):
+    first = open_benchmark(benchmark_folder, 4).digest
+    moved = benchmark_folder.rename(tmp_path / "Moved")
+    assert open_benchmark(moved, 4).digest == first
+    images.write(moved / "LRx4/a.png", picture(4, 4, seed=9))
+    changed = open_benchmark(moved, 4).digest
+    for side in ("HR", "LRx4"):
+        (moved / side / "a.png").rename(moved / side / "c.png")
+    assert len({first, changed, open_benchmark(moved, 4).digest}) == 3
+
+
+def test_pictures_without_a_reference(benchmark_folder):
+    flat = open_benchmark(benchmark_folder / "LRx4", 4)
+    assert [p.hr for p in flat.pairs] == [None, None]
+    for path in images.find(benchmark_folder / "HR"):
+        path.unlink()
+    os.rmdir(benchmark_folder / "HR")
+    assert [p.hr for p in open_benchmark(benchmark_folder, 4).pairs] == [None, None]
+
+
+def test_a_benchmark_that_is_not_whole_is_refused(benchmark_folder, tmp_path):
+    with pytest.raises(DataError, match=r"LRx2: no such folder"):
+        open_benchmark(benchmark_folder, 2)
+    (benchmark_folder / "LRx4/a.png").unlink()
+    with pytest.raises(DataError, match=r"no LR picture of a"):
+        open_benchmark(benchmark_folder, 4)
+    (benchmark_folder / "HR/a.png").unlink()
+    (benchmark_folder / "HR/b.png").unlink()
+    with pytest.raises(DataError, match=r"no HR picture of b"):
+        open_benchmark(benchmark_folder, 4)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="without pictures"):
+        open_benchmark(tmp_path / "empty", 4)
+
+
+@pytest.mark.parametrize("name", ["Set5", "Set14"])
+def test_the_shared_benchmarks_open(name):
+    folder = Path(__file__).parents[2] / "shared" / "benchmarks" / name
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there")
+    assert len(open_benchmark(folder, 4).pairs) == int(name.removeprefix("Set"))
+
+
+# a process of its own
+
+
+def test_a_reader_opened_before_a_fork_reads_after_it(store):
+    reader = Reader(store)
+    reader.read(0)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if np.array_equal(reader.read(1), Reader(store).read(1)) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert np.array_equal(reader.read(1), Reader(store).read(1))

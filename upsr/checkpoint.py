@@ -1,6 +1,7 @@
 """Weights with their configuration in one safetensors file, and the state of a training. All writes are atomic."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +21,7 @@ class CheckpointError(ValueError):
     """A weights file or a training state that cannot be used, in one line that names it."""
 
 
-def save_weights(path: str | Path, weights: dict[str, Tensor], settings: dict[str, Section | int]) -> None:
+def save_weights(path: str | Path, weights: dict[str, Tensor], settings: Mapping[str, Section | int]) -> None:
     """Writes weights and the settings needed to rebuild the network (name -> record or number) to one file."""
     plain = {name: s.model_dump(mode="json") if isinstance(s, Section) else s for name, s in settings.items()}
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in weights.items()}

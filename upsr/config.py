@@ -7,13 +7,36 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
-Pair = tuple[float, float]
-Probabilities3 = tuple[Probability, Probability, Probability]
-Probabilities6 = tuple[Probability, Probability, Probability, Probability, Probability, Probability]
+
+
+def _ascending(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise ValueError(f"{list(pair)} does not ascend: write the smaller value first")
+    return pair
+
+
+def _odd(pair: tuple[int, int]) -> tuple[int, int]:
+    if pair[0] % 2 == 0 or pair[1] % 2 == 0:
+        raise ValueError(f"{list(pair)}: a kernel's side must be odd")
+    return pair
+
+
+def _some(shares: tuple[float, ...]) -> tuple[float, ...]:
+    if sum(shares) <= 0:
+        raise ValueError("at least one share must be above 0")
+    return shares
+
+
+Pair = Annotated[tuple[float, float], AfterValidator(_ascending)]
+Probabilities3 = Annotated[tuple[Probability, Probability, Probability], AfterValidator(_some)]
+Probabilities6 = Annotated[
+    tuple[Probability, Probability, Probability, Probability, Probability, Probability], AfterValidator(_some)
+]
+Quality = Annotated[float, Field(ge=1, le=100)]
 
 
 class ConfigError(ValueError):
@@ -31,6 +54,8 @@ class Data(Section):
     """The folder of photographs that `source: folder` reads."""
     holdout: tuple[str, ...]
     """Names (without suffix) kept for evaluation, never trained on."""
+    holdout_side: Positive
+    """Held-out pictures are cut to at most this side, so that a sample-scale run stays short."""
     on_corrupt: Literal["fail", "skip"]
     """What an unreadable picture does: stop the stage, or be left out, named and counted."""
 
@@ -57,7 +82,7 @@ class Pack(Section):
 
 class Blur(Section):
     probability: Probability
-    kernel_size: tuple[int, int]
+    kernel_size: Annotated[tuple[Positive, Positive], AfterValidator(_ascending), AfterValidator(_odd)]
     """Smallest and largest odd side of a kernel."""
     kinds: Probabilities6
     """Shares of isotropic, anisotropic, generalised iso., generalised aniso., plateau iso., plateau aniso."""
@@ -89,7 +114,7 @@ class Round(Section):
     blur: Blur
     resize: Resize
     noise: Noise
-    jpeg: Pair
+    jpeg: Annotated[tuple[Quality, Quality], AfterValidator(_ascending)]
     """JPEG quality."""
 
 
@@ -210,7 +235,7 @@ class Recipe(Section):
     warmup: Annotated[int, Field(ge=0)]
     milestones: tuple[Positive, ...]
     """Steps at which the rate is halved."""
-    betas: Pair
+    betas: tuple[Probability, Probability]
     weight_decay: Annotated[float, Field(ge=0)]
     ema: Annotated[float, Field(ge=0, lt=1)]
     clip: Annotated[float, Field(gt=0)]
@@ -236,8 +261,6 @@ class Evaluate(Section):
     protocol: Literal["basicsr", "upsr"]
     metrics: tuple[str, ...]
     """pyiqa names beside PSNR and SSIM."""
-    max_side: Positive
-    """Held-out HR pictures are cut to at most this side, so that a sample-scale run stays short."""
     tile: Positive
     """Side of a tile in LR pixels."""
 
@@ -245,7 +268,7 @@ class Evaluate(Section):
 class Params(Section):
     """All of params.yaml."""
 
-    seed: int
+    seed: Annotated[int, Field(ge=0)]
     scale: Literal[2, 4]
     data: Data
     crop: Crop

@@ -29,7 +29,13 @@ def upsample(lr: Tensor, scale: int) -> Tensor:
 
 
 class Denoiser(nn.Module):
-    """`denoiser(x_t, t, condition, y_up, weight) -> x̂0`, all pictures (B, 3, H, W) in [-1, 1], t (B,) from 1."""
+    """`denoiser(x_t, t, condition, y_up, weight) -> x̂0`, all pictures (B, 3, H, W) in [-1, 1], t (B,) from 1.
+
+    `times` are those of the chain's steps that are visited, all by default; t counts them.
+    """
+
+    sqrt_eta: Tensor
+    times: Tensor
 
     def __init__(
         self,
@@ -39,10 +45,19 @@ class Denoiser(nn.Module):
         scale: int,
         condition: Sequence[Literal["sr", "bicubic"]],
         predict: Literal["x0", "epsilon"],
+        times: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self.network, self.process = network, process
+        self.network, self.kappa = network, process.kappa
+        times = range(1, process.steps + 1) if times is None else times
+        self.register_buffer("sqrt_eta", process.respaced(times).sqrt_eta, persistent=False)
+        self.register_buffer("times", torch.tensor([0, *times]), persistent=False)
         self.scale, self.images, self.predict = scale, tuple(condition), predict
+
+    @property
+    def process(self) -> Process:
+        """The chain, on the device of the weights."""
+        return Process(self.sqrt_eta, self.kappa)
 
     def condition(self, g_y: Tensor, y_up: Tensor) -> Tensor:
         """The pixel-unshuffled images that the network sees beside x_t, (B, images·3s², h, w)."""
@@ -52,7 +67,7 @@ class Denoiser(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, condition: Tensor, y_up: Tensor, weight: Tensor) -> Tensor:
         eta = self.process.eta(t)
         scaled = x_t / (NOISE_SHARE * self.process.kappa**2 * eta + 0.25).sqrt()
-        output = self.network(F.pixel_unshuffle(scaled, self.scale), t - 1, condition).float()
+        output = self.network(F.pixel_unshuffle(scaled, self.scale), self.times[t] - 1, condition).float()
         if self.predict == "x0":
             return output
         return self.process.x0_from_epsilon(x_t, output, y_up, weight, t)
@@ -66,6 +81,11 @@ class Denoiser(nn.Module):
         if self.predict == "x0":
             return torch.ones_like(weight)
         return ((1 - self.process.eta(t)) / (self.process.noise_level(t) * weight)) ** 2
+
+    def perceptual_weight(self, t: Tensor) -> Tensor:
+        """(B,) What a perceptual distance of x̂0 counts: 1, or 1−η_t when ε is predicted (see `loss_weight`)."""
+        eta = self.process.eta(t).flatten()
+        return torch.ones_like(eta) if self.predict == "x0" else 1 - eta
 
     def denoise(self, condition: Tensor, y_up: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """The `denoise(x_t, t, w_t)` of one picture, for `samplers.sample`; x̂0 of ε is kept within [-1, 1]."""

@@ -21,9 +21,6 @@ class Process:
     def steps(self) -> int:
         return len(self.sqrt_eta) - 1
 
-    def to(self, device: object) -> "Process":
-        return Process(self.sqrt_eta.to(device), self.kappa)  # type: ignore[call-overload]
-
     def respaced(self, times: Sequence[int]) -> "Process":
         """The chain that visits only these of the time steps."""
         return Process(self.sqrt_eta[[0, *times]], self.kappa)
@@ -46,7 +43,7 @@ class Process:
 
     def prior(self, y_up: Tensor, weight: Tensor, noise: Tensor) -> Tensor:
         """x_T = y↑ + κ √η_T · w ⊙ ε."""
-        return y_up + float(self.kappa * self.sqrt_eta[-1]) * weight * noise
+        return y_up + (self.kappa * self.sqrt_eta[-1]).float() * weight * noise
 
     def posterior(self, x_t: Tensor, x0: Tensor, weight: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Mean η_{t−1}/η_t · x_t + α_t/η_t · x0 and variance κ² w² · η_{t−1}/η_t · α_t of q(x_{t−1} | x_t, x0, y)."""

@@ -1,0 +1,51 @@
+# Everything from a bare Python >= 3.11: `make repro` and `make test` make the environment they need.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Threads that wait sleep instead of spinning, so that two jobs on two cores do not starve each other.
+export OMP_WAIT_POLICY ?= passive
+
+.PHONY: help repro test test-fast check ui flow nightly-serve lock clean
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
+
+.venv/ready: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	touch $@
+
+repro: .venv/ready ## the whole chain: download, crop, pack, train, evaluate, report
+	dvc repro
+	@echo "Open reports/index.html; compare runs with: make ui"
+
+test: check ## every check and test, as CI runs them
+	pytest
+
+test-fast: check ## the same without whole chains, servers and kills
+	pytest -m "not slow"
+
+check: .venv/ready
+	ruff check
+	ruff format --check
+	mypy
+
+ui: .venv/ready ## MLflow on http://127.0.0.1:5000
+	mlflow ui --host 127.0.0.1 --port 5000 --backend-store-uri sqlite:///mlflow.db
+
+flow: .venv/ready ## the chain as a Prefect flow, stage by stage
+	python -m pipelines.flows pipeline
+
+nightly-serve: .venv/ready ## the nightly re-evaluation on its schedule, on this machine
+	python -m pipelines.flows serve
+
+lock: .venv/ready ## pins the newest versions that fit pyproject.toml
+	uv pip compile --universal --python-version 3.11 --extra pipeline --extra dev --upgrade --quiet \
+		--no-emit-index-url --no-emit-find-links --no-header --no-annotate pyproject.toml -o requirements.lock
+
+clean: ## removes the environment and everything the stages wrote
+	rm -rf .venv data models reports mlflow.db mlartifacts .dvc/cache .dvc/tmp

@@ -1,0 +1,16 @@
+"""What every stage script shares: how it ends when the user made a mistake."""
+
+import os
+import sys
+from collections.abc import Callable
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a stage. A mistake of the user's ends in one line and exit code 2; UPSR_DEBUG=1 shows the traceback."""
+    try:
+        main()
+    except (ValueError, FileNotFoundError) as error:
+        if os.environ.get("UPSR_DEBUG"):
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None

@@ -1,0 +1,84 @@
+"""Stage `train_unet`: the denoiser, with g frozen."""
+
+from pathlib import Path
+from typing import cast
+
+import torch.nn as nn
+from torch import Tensor
+
+from pipelines.stage import run
+from pipelines.training import WEIGHTS, build_pairs, file_digest, train
+from upsr.checkpoint import load_weights, save_weights, section
+from upsr.config import Atd, load_params
+from upsr.diffusion.denoiser import Denoiser
+from upsr.diffusion.noise import field
+from upsr.diffusion.process import build_process
+from upsr.diffusion.uncertainty import build_uncertainty
+from upsr.inference.upscaler import Diffuser
+from upsr.models import build_atd, build_unet
+from upsr.training.objectives import UnetObjective
+from upsr.training.perceptual import PerceptualLoss
+
+FOLDER = Path("models/unet")
+ATD = Path("models/atd/weights.safetensors")
+
+
+def main() -> None:
+    params = load_params()
+    recipe = params.train_unet
+    atd_weights, atd_settings = load_weights(ATD)
+    atd_section = section(atd_settings, "atd", Atd, ATD)
+    atd = build_atd(atd_section, params.scale)
+    atd.load_state_dict({k.removeprefix("atd."): v for k, v in atd_weights.items()})
+    settings = {
+        "scale": params.scale,
+        "atd": atd_section,
+        "unet": params.unet,
+        "diffusion": params.diffusion,
+        "uncertainty": params.uncertainty,
+    }
+
+    def build() -> Denoiser:
+        return Denoiser(
+            build_unet(params.unet, params.scale),
+            build_process(params.diffusion),
+            scale=params.scale,
+            condition=params.unet.condition,
+            predict=params.diffusion.predict,
+        )
+
+    def save(path: Path, denoiser: nn.Module) -> None:
+        """One file with both networks: it is enough to upscale."""
+        unet = {k.replace("network.", "unet.", 1): v for k, v in denoiser.state_dict().items()}
+        save_weights(path, unet | atd_weights, settings)
+
+    def upscale(denoiser: nn.Module, lr: Tensor) -> Tensor:
+        diffuser = Diffuser(cast(Denoiser, denoiser), uncertainty, params.diffusion.sampler_eta, multiple=1)
+        sr = atd(lr)
+        return diffuser(lr, sr, lambda t: field(params.seed, t, 0, 0, *sr.shape[2:]).to(sr.device))[0]
+
+    uncertainty = build_uncertainty(params.uncertainty)
+    objective = UnetObjective(
+        build_pairs(params.degradation, params.scale, recipe.pool),
+        PerceptualLoss(recipe.lpips_weight, params.train.lpips_range, WEIGHTS),
+        atd,
+        uncertainty,
+        params.scale,
+    )
+    train(
+        "train-unet",
+        FOLDER,
+        build,
+        objective,
+        recipe=recipe,
+        shared=params.train,
+        seed=params.seed,
+        settings={**settings, "degradation": params.degradation},
+        inputs={"atd_weights": file_digest(ATD)},
+        save=save,
+        upscale=upscale,
+    )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,290 @@
+"""The report page: what it says equals what was measured, and a browser shows it."""
+
+import base64
+import contextlib
+import csv
+import html.parser
+import itertools
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from websockets.sync.client import connect
+
+from pipelines.report import render
+from upsr.config import ConfigError
+from upsr.data.benchmarks import open_benchmark
+from upsr.evaluation.benchmark import bicubic, evaluate, summary
+from upsr.evaluation.metrics import Metrics
+from upsr.evaluation.protocol import PROTOCOLS
+from upsr.images import resize, round8, to_image, to_tensor, write
+
+PARAMS = Path(__file__).parent.parent / "params.yaml"
+
+
+def sharpened(lr: torch.Tensor, number: int) -> torch.Tensor:
+    x = bicubic(lr, 4)
+    return (x + 0.6 * (x - F.avg_pool2d(x, 5, 1, 2, count_include_pad=False))).clamp(0, 1)
+
+
+def grainy(lr: torch.Tensor, number: int) -> torch.Tensor:
+    noise = torch.randn(3, *(4 * s for s in lr.shape[2:]), generator=torch.Generator().manual_seed(number))
+    return (sharpened(lr, number) + 0.03 * noise).clamp(0, 1)
+
+
+MODELS: dict[str, Callable[[torch.Tensor, int], torch.Tensor]] = {
+    "bicubic": lambda lr, number: bicubic(lr, 4),
+    "atd": sharpened,
+    "upsr": grainy,
+}
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the stages before leave behind, for three small photographs."""
+    folder = tmp_path_factory.mktemp("work")
+    photographs(folder / "holdout")
+    rows = measured(folder / "holdout", folder / "reports" / "evaluate")
+    (folder / "reports" / "evaluate" / "metrics.json").write_text(json.dumps(summary(rows)))
+    (folder / "reports" / "evaluate" / "run.json").write_text(json.dumps(identity()))
+    table(folder / "reports" / "evaluate" / "per_image.csv", rows)
+    for model in ("atd", "unet"):
+        table(folder / "models" / model / "log.csv", training(150))
+    return folder
+
+
+def photographs(folder: Path) -> None:
+    from skimage import data
+
+    for name, picture in (("astronaut", data.astronaut()), ("chelsea", data.chelsea()), ("coffee", data.coffee())):
+        x = to_tensor(picture)
+        hr = round8(resize(x, [s // 12 * 4 for s in x.shape[2:]]))
+        write(folder / "HR" / f"{name}.png", to_image(hr))
+        write(folder / "LRx4" / f"{name}.png", to_image(resize(hr, [s // 4 for s in hr.shape[2:]])))
+
+
+def measured(benchmark: Path, folder: Path) -> list[dict[str, Any]]:
+    metrics = Metrics([], folder, PROTOCOLS["basicsr"], 4, torch.device("cpu"))
+    rows = []
+    for model, upscale in MODELS.items():
+
+        def save(name: str, lr: torch.Tensor, sr: torch.Tensor, hr: torch.Tensor | None, model: str = model) -> None:
+            pictures = folder / "pictures" / "holdout" / name
+            residual = (sr - bicubic(lr, 4)).abs().mean(1, keepdim=True).repeat(1, 3, 1, 1) * 8
+            layers = {"lr": lr, model: sr, "hr": hr} | ({"residual": residual} if model == "atd" else {})
+            for layer, x in layers.items():
+                write(pictures / f"{layer}.png", to_image(x))
+
+        found, failed = evaluate(upscale, open_benchmark(benchmark, 4), metrics, save)
+        assert not failed
+        rows += [{"model": model, "lpips": 1 - row["ssim"]} | row for row in found]
+    return rows
+
+
+def identity() -> dict[str, Any]:
+    return {
+        "protocol": "basicsr",
+        "seed": 0,
+        "tile": 128,
+        "device": "CPU, 2 cores",
+        "git_commit": "3e879b7c0ffee3e879b7c0ffee3e879b7c0ffee0",
+        "absent": {"musiq": "its weights are not at hand"},
+        "failed": [
+            {"benchmark": "holdout", "picture": "torn", "model": "atd", "reason": "torn.png: truncated <picture>"}
+        ],
+        "digests": {"holdout": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"},
+        "peak_memory_mb": 1234.5,
+        "models": {"atd": {"dim": 48, "parameters": 812345}, "unet": {"dim": 48, "variant": "residual"}},
+        "note": "Sample scale: trained for 150 steps.",
+    }
+
+
+def training(steps: int) -> list[dict[str, Any]]:
+    noise = torch.rand(steps, generator=torch.Generator().manual_seed(0)).tolist()
+    return [
+        {"step": i, "loss": (0.6 / (1 + i / 9) + 0.04) * (0.6 + 0.8 * n), "lr": 5e-4 * min(1, i / 20), "bad_steps": 0}
+        for i, n in enumerate(noise, start=1)
+    ] + [{"step": steps + 1, "loss": "nan", "lr": "", "bad_steps": 0}]
+
+
+def table(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+class Page(html.parser.HTMLParser):
+    """What a reader without a script sees: the value of each table's cells, and the pictures."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.values: list[float] = []
+        self.best: list[float] = []
+        self.sources: list[str] = []
+        self.links: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        known = dict(attrs)
+        if tag == "td" and known.get("data-value"):
+            self.values.append(float(known["data-value"] or 0))
+            self.best += [self.values[-1]] if known.get("class") == "best" else []
+        self.sources += [known["src"] or ""] if "src" in known else []
+        self.links += [known["href"] or ""] if "href" in known else []
+
+
+@pytest.fixture(scope="module")
+def text(work: Path) -> str:
+    return render(work / "reports", work / "models", PARAMS)
+
+
+def test_table_holds_the_figures_of_metrics_json(work: Path, text: str) -> None:
+    means = json.loads((work / "reports" / "evaluate" / "metrics.json").read_text())["holdout"]
+    wanted = [value for model in means.values() for value in model.values()]
+    page = Page(text)
+    assert page.values[: len(wanted)] == wanted
+    assert page.best[:3] == sorted(page.best[:3], key=wanted.index)
+    for metric, best in (("psnr", max), ("ssim", max), ("lpips", min)):
+        assert best(m[metric] for m in means.values()) in page.best
+    assert min(m["seconds"] for m in means.values()) not in page.best
+
+
+def test_page_needs_nothing_beside_itself(text: str) -> None:
+    page = Page(text)
+    assert len(page.sources) == 3 * 6  # LR, three models, HR and a map of three pictures
+    assert all(source.startswith("data:image/") for source in page.sources)
+    assert all(link.startswith(("#", "data:")) for link in page.links)
+    assert not re.search(r"https?:|@import|url\(", text)
+
+
+def test_small_pictures_are_embedded_to_the_byte(work: Path, text: str) -> None:
+    lr = (work / "reports" / "evaluate" / "pictures" / "holdout" / "astronaut" / "lr.png").read_bytes()
+    assert base64.b64encode(lr).decode() in text
+
+
+def test_page_tells_what_is_missing(text: str) -> None:
+    assert "its weights are not at hand" in text
+    assert "holdout / torn, ATD: torn.png: truncated &lt;picture&gt;" in text
+    assert "Sample scale: trained for 150 steps." in text
+
+
+def test_curves_of_what_changes(text: str) -> None:
+    assert text.count('class="mean"') == 4  # loss and lr of two trainings; bad_steps never moves
+    assert all(re.fullmatch(r"[\d., -]+", points) for points in re.findall(r'points="(.*?)"', text))
+
+
+def test_a_missing_input_is_one_line(work: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"per_image\.csv: no such file: run"):
+        render(tmp_path, work / "models", PARAMS)
+
+
+# In a browser.
+
+Call = Callable[..., Any]
+
+
+@contextlib.contextmanager
+def browser(profile: Path) -> Iterator[tuple[Call, list[str]]]:
+    """Chromium with one blank page: a function that calls its debugging protocol, and the errors so far."""
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+    options += ["--disable-background-networking", "--disable-component-update", "--remote-debugging-port=0"]
+    command = [shutil.which("chromium") or "chromium", *options, f"--user-data-dir={profile}", "about:blank"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr
+        address = next(line.split()[-1] for line in process.stderr if "DevTools listening on" in line)
+        with connect(address, max_size=None) as socket:
+            numbers, errors = itertools.count(1), []
+
+            def call(method: str, **params: Any) -> Any:
+                number = next(numbers)
+                message = {"id": number, "method": method, "params": params} | session
+                socket.send(json.dumps(message))
+                while True:
+                    answer = json.loads(socket.recv(timeout=60))
+                    if answer.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded"):
+                        errors.append(json.dumps(answer["params"]))
+                    if answer.get("id") == number:
+                        return answer["result"]
+
+            session: dict[str, str] = {}
+            target = call("Target.createTarget", url="about:blank")["targetId"]
+            session = {"sessionId": call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]}
+            for domain in ("Runtime", "Log"):
+                call(f"{domain}.enable")
+            yield call, errors
+    finally:
+        process.kill()
+        process.wait()
+
+
+def script(call: Call, text: str) -> Any:
+    """Evaluates JavaScript in the page, and waits for its promise."""
+    return call("Runtime.evaluate", expression=text, awaitPromise=True, returnByValue=True)["result"].get("value")
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not on PATH")
+def test_browser_shows_pictures_slides_sorts_and_zooms(text: str, tmp_path: Path) -> None:
+    page = tmp_path / "index.html"
+    page.write_text(text, encoding="utf-8")
+    with browser(tmp_path / "profile") as (call, errors):
+        js = partial(script, call)
+        call("Page.navigate", url=page.as_uri())
+        js("new Promise(done => document.readyState === 'complete' ? done() : addEventListener('load', done))")
+        js("Promise.all([...document.images].map(image => image.decode()))")
+        assert js("document.images.length") == 3 * (6 + 2)
+        assert js("[...document.images].every(image => image.naturalWidth > 0)")
+
+        hidden = "parseFloat(getComputedStyle(document.querySelector('.compare .after')).clipPath.split(' ').at(-1))"
+        assert js(hidden) == 50
+        drag(call)
+        assert js(hidden) == pytest.approx(25, abs=0.2)
+        press(call, "ArrowRight")
+        assert js(hidden) == pytest.approx(26, abs=0.2)
+
+        tags = "[...document.querySelectorAll('.tag')].slice(0, 2).map(tag => tag.textContent).join()"
+        assert js(tags) == "Bicubic,UPSR"
+        js("var side = document.querySelector('select.after'); side.value = 'hr'")
+        js("side.dispatchEvent(new Event('change'))")
+        assert js(tags) == "Bicubic,HR"
+        assert js("document.querySelector('.compare .after').src === document.querySelector('[data-layer=hr]').src")
+
+        column = "[...document.querySelector('tbody').rows].map(row => Number(row.cells[1].dataset.value))"
+        js("document.querySelector('thead button').click()")
+        assert js(column) == sorted(js(column), reverse=True)
+
+        js("document.querySelector('.strip .open').click()")
+        zoomed = "document.querySelector(':target.zoom')?.getBoundingClientRect().height === innerHeight"
+        assert js(zoomed)
+        js("dispatchEvent(new KeyboardEvent('keydown', {key: 'Escape'}))")
+        assert not js(zoomed)
+
+        call("Emulation.setDeviceMetricsOverride", width=400, height=800, deviceScaleFactor=2, mobile=True)
+        assert js("document.documentElement.scrollWidth") == 400
+        assert errors == []
+
+
+def press(call: Call, key: str) -> None:
+    script(call, "document.querySelector('.compare input').focus()")
+    for event in ("keyDown", "keyUp"):
+        call("Input.dispatchKeyEvent", type=event, key=key, code=key, windowsVirtualKeyCode=39)
+
+
+def drag(call: Call) -> None:
+    """Presses the mouse in the middle of the first slider and lets it go at a quarter of its width."""
+    script(call, "document.querySelector('.compare').scrollIntoView({block: 'center', behavior: 'instant'})")
+    box = script(call, "document.querySelector('.compare').getBoundingClientRect().toJSON()")
+    y = box["top"] + box["height"] / 2
+    for event, share in (("mousePressed", 0.5), ("mouseMoved", 0.25), ("mouseReleased", 0.25)):
+        x = box["left"] + box["width"] * share
+        call("Input.dispatchMouseEvent", type=event, x=x, y=y, button="left", buttons=1, clickCount=1)

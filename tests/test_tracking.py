@@ -1,0 +1,248 @@
+"""Runs as MLflow's own client sees them, in a store of each test's own."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines import tracking
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder where no store is yet; its name has a space and a letter that an address must escape."""
+    folder = tmp_path / "für alle"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty database with its tables, which take MLflow seconds to make."""
+    database = tmp_path_factory.mktemp("tables") / "mlflow.db"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
+        runs("Default")
+    return database
+
+
+@pytest.fixture
+def store(fresh: Path, tables: Path) -> Path:
+    fresh.mkdir()
+    shutil.copy(tables, fresh)
+    return fresh
+
+
+def client():
+    from mlflow import MlflowClient
+
+    return MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+
+
+def runs(experiment: str):
+    return client().search_runs([client().get_experiment_by_name(experiment).experiment_id])
+
+
+def python(code: str, **environment: str) -> subprocess.Popen[str]:
+    """Another process that has this project's code and runs a few lines."""
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_everything_arrives(store: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("seen")
+    params = {"seed": 0, "unet": {"dim": 48, "condition": ["sr", "bicubic"]}, "wide": {f"k{i}": i for i in range(150)}}
+    with tracking.start("train-unet", "first", params, {"data.hash": "abc"}) as tracker:
+        for step in range(1, 2001):
+            tracker.metrics({"loss": 1 / step, "Set5/psnr": 30.0}, step)
+        tracker.picture("previews/000001.png", np.full((8, 6, 3), 200, np.uint8))
+        tracker.artifact(tmp_path / "notes.txt", "texts")
+        tracker.table([{"image": "a", "psnr": 30.5}, {"image": "b", "lpips": 0.2}], "images")
+
+    (run,) = runs("train-unet")
+    history = client().get_metric_history(run.info.run_id, "loss")
+    assert [(m.step, m.value) for m in history] == [(step, 1 / step) for step in range(1, 2001)]
+    assert run.data.metrics["Set5/psnr"] == 30.0
+    assert run.data.params["unet.dim"] == "48" and run.data.params["wide.k149"] == "149"
+    assert run.data.tags["data.hash"] == "abc" and run.data.tags["device"] and run.data.tags["git.commit"]
+    assert run.info.status == "FINISHED" and run.info.run_name == "first"
+    kept = store / "mlartifacts" / "train-unet" / run.info.run_id / "artifacts"
+    assert (kept / "previews/000001.png").read_bytes().startswith(b"\x89PNG")
+    assert (kept / "texts/notes.txt").read_text() == "seen"
+    assert (kept / "images.csv").read_text().split() == ["image,psnr,lpips", "a,30.5,", "b,,0.2"]
+
+
+@pytest.mark.parametrize(
+    "error, status",
+    [
+        (ValueError("x"), "FAILED"),
+        (SystemExit(2), "FAILED"),
+        (SystemExit(143), "KILLED"),
+        (KeyboardInterrupt(), "KILLED"),
+    ],
+)
+def test_the_status_says_how_a_run_ended(store: Path, error: BaseException, status: str) -> None:
+    with pytest.raises(type(error)), tracking.start("evaluate", "ends", {}, {}) as tracker:
+        tracker.metrics({"seen": 1.0})
+        raise error
+    (run,) = runs("evaluate")
+    assert (run.info.status, run.data.metrics) == (status, {"seen": 1.0})
+
+
+def test_a_resumed_training_continues_its_run(store: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), tracking.start("train-atd", "long", {"seed": 0}, {}) as tracker:
+        tracker.metrics({"loss": 2.0}, 1)
+        raise KeyboardInterrupt
+    with tracking.start("train-atd", "long", {"seed": 0}, {}, run_id=tracker.run_id) as second:
+        second.metrics({"loss": 1.0}, 2)
+    (run,) = runs("train-atd")
+    assert [m.step for m in client().get_metric_history(run.info.run_id, "loss")] == [1, 2]
+    assert run.info.status == "FINISHED"
+    with tracking.start("train-atd", "new", {}, {}, run_id="0" * 32) as unknown:
+        pass
+    assert unknown.run_id not in (None, "0" * 32, run.info.run_id)
+
+
+def test_a_refused_call_is_told_and_the_others_arrive(store: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with tracking.start("evaluate", "odd", {}, {}) as tracker:
+        tracker.artifact(store / "missing.png")
+        tracker.metrics({"Übung (1)/psnr": 1.0, "nan": float("nan")})
+    (run,) = runs("evaluate")
+    assert run.info.status == "FINISHED" and run.data.metrics["Übung _1_/psnr"] == 1.0
+    assert len(caplog.records) == 1 and "missing.png" in caplog.text
+
+
+@pytest.mark.slow
+def test_two_that_start_at_once_on_a_fresh_store(fresh: Path) -> None:
+    code = """
+        from pipelines import tracking
+        with tracking.start("train-atd", "one of many", {}, {}) as tracker:
+            tracker.metrics({"loss": 1.0}, 1)
+    """
+    starters = [python(code) for _ in range(2)]
+    assert [p.communicate()[0] for p in starters] == [""] * 2
+    assert [(run.info.status, run.data.metrics) for run in runs("train-atd")] == [("FINISHED", {"loss": 1.0})] * 2
+
+
+def test_a_dead_server_does_not_stop_a_training(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    begun = time.monotonic()
+    with tracking.start("train-unet", "alone", {"seed": 0}, {}) as tracker:
+        for step in range(1000):
+            tracker.metrics({"loss": 1.0}, step)
+        tracker.picture("a.png", np.zeros((4, 4, 3), np.uint8))
+    assert time.monotonic() - begun < 15
+    told, lost = (record.getMessage() for record in caplog.records if record.name == "pipelines.tracking")
+    assert "http://127.0.0.1" in told and "kept in memory" in told
+    assert "never delivered" in lost
+
+
+@pytest.mark.slow
+def test_what_was_logged_while_the_server_was_down_arrives(
+    tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    port = free_port()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    with ExitStack() as servers:
+        with tracking.start("train-unet", "early", {"seed": 0}, {}) as tracker:
+            tracker.metrics({"loss": 1.0}, 1)
+            tracker.picture("a.png", np.zeros((4, 4, 3), np.uint8))
+            servers.enter_context(mlflow_server(tmp_path, shutil.copy(tables, tmp_path), port))
+        (run,) = runs("train-unet")
+        assert run.info.status == "FINISHED" and run.data.metrics == {"loss": 1.0}
+        assert [a.path for a in client().list_artifacts(run.info.run_id)] == ["a.png"]
+    assert len([r for r in caplog.records if r.name == "pipelines.tracking"]) == 1
+
+
+def test_a_machine_without_mlflow_and_another_rank_record_nothing(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def train() -> str | None:
+        with tracking.start("train-atd", "bare", {"seed": 0}, {}) as tracker:
+            tracker.metrics({"loss": 1.0}, 1)
+            tracker.picture("a.png", np.zeros((4, 4, 3), np.uint8))
+        return tracker.run_id
+
+    with monkeypatch.context() as patch:
+        patch.setenv("RANK", "1")
+        assert train() is None and not caplog.records
+    monkeypatch.setitem(sys.modules, "mlflow", None)  # as Python marks a module that cannot be imported
+    assert train() is None
+    assert [r.getMessage() for r in caplog.records] == ["MLflow is not installed here: the run `bare` is not recorded"]
+    assert not fresh.exists()
+
+
+def test_copies_and_worktrees_share_the_main_checkouts_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    main, worktree, copy = tmp_path / "main", tmp_path / "worktree", tmp_path / "copy"
+    (main / "inner").mkdir(parents=True)
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@t"]
+    (main / "inner" / "kept").touch()
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"], ["worktree", "add", "-q", str(worktree)]):
+        subprocess.run([*git, *command], cwd=main, check=True)
+    subprocess.run(["git", "clone", "-q", str(main), str(copy)], check=True)
+
+    for folder, expected in ((main, main), (worktree, main), (worktree / "inner", main / "inner"), (copy, copy)):
+        monkeypatch.chdir(folder)
+        assert tracking.main_checkout() == expected
+    monkeypatch.setenv("DVC_ROOT", str(main))  # as DVC sets it in a temporary copy
+    assert tracking.main_checkout() == main
+
+
+def test_logging_costs_little(store: Path) -> None:
+    """A step of 10 ms that logged six figures each time would still lose under 2 %."""
+    with tracking.start("train-unet", "busy", {}, {}) as tracker:
+        begun = time.monotonic()
+        for step in range(1000):
+            tracker.metrics({f"m{i}": float(step) for i in range(6)}, step)
+        spent = time.monotonic() - begun
+    assert spent < 0.2
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def mlflow_server(folder: Path, database: str, port: int) -> Iterator[None]:
+    """A real tracking server, without the services that only its chat features need."""
+    stores = ["--backend-store-uri", f"sqlite:///{database}", "--artifacts-destination", str(folder / "artifacts")]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    calm = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    server = subprocess.Popen([*command, *stores], cwd=folder, env=calm, start_new_session=True)
+    try:
+        wait_for(port)
+        yield
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def wait_for(port: int) -> None:
+    deadline = time.monotonic() + 180  # far more than it needs alone on a machine
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.2)
+    raise TimeoutError(f"nothing listens on port {port}")

@@ -1,0 +1,142 @@
+"""PSNR and SSIM as the protocol says, and any metric of pyiqa, with the weights at hand and no others."""
+
+import contextlib
+import io
+import logging
+import math
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from upsr.config import ConfigError
+from upsr.evaluation.protocol import Protocol, for_fidelity
+from upsr.images import round8
+
+log = logging.getLogger(__name__)
+
+BEST_PSNR = 100.0  # of two equal pictures: a mean, and JSON, cannot hold the infinity that it is
+
+
+class Metrics:
+    """Measures one picture at a time. `absent` holds, by name, why a wanted metric cannot be had at all.
+
+    PSNR and SSIM are always measured; `names` are pyiqa's. Weights are read below `weights`/hub, never downloaded.
+    Raises `ConfigError` for a name that pyiqa does not know.
+    """
+
+    def __init__(self, names: Sequence[str], weights: Path, protocol: Protocol, scale: int, device: torch.device):
+        self.protocol, self.scale, self.device = protocol, scale, device
+        self.absent: dict[str, str] = {}
+        self._models: dict[str, Any] = {}
+        for name in names:
+            try:
+                self._models[name] = _open(name, weights.resolve(), device)
+            except ConfigError:
+                raise
+            except Exception as error:  # pyiqa's networks and their downloaders raise anything
+                self.absent[name] = " ".join(str(error).split())
+
+    def __call__(self, sr: Tensor, hr: Tensor | None) -> dict[str, float]:
+        """(1, 3, H, W) in [0, 1], both of one size; rounded to 8 bit here.
+
+        Without `hr` the metrics that need it are left out. NaN: a metric has no value for this picture (it is
+        smaller than the metric's window, or flat); the log says why.
+        """
+        sr = round8(sr.to(self.device))
+        hr = None if hr is None else round8(hr.to(self.device))
+        values = {} if hr is None else self._fidelity(sr, hr)
+        for name, model in self._models.items():
+            if hr is not None or model.metric_mode == "NR":
+                values[name] = _value(name, model, sr, hr)
+        return values
+
+    def _fidelity(self, sr: Tensor, hr: Tensor) -> dict[str, float]:
+        a, b = (for_fidelity(x, self.protocol, self.scale) for x in (sr, hr))
+        return {"psnr": _value("psnr", psnr, a, b), "ssim": _value("ssim", ssim, a, b)}
+
+
+def psnr(a: Tensor, b: Tensor) -> Tensor:
+    """dB of two tensors of `for_fidelity` (values up to 255), at most `BEST_PSNR`."""
+    return (10 * torch.log10(255**2 / (a - b).square().mean())).clamp(max=BEST_PSNR)
+
+
+def ssim(a: Tensor, b: Tensor) -> Tensor:
+    """Wang et al. 2004 as MATLAB and BasicSR compute it: a Gaussian of 11 pixels, σ = 1.5, only where it fits.
+
+    Two (1, 1, H, W) tensors of `for_fidelity`. pyiqa's own cuts negative covariance to 0, which these do not.
+    """
+    mean_a, mean_b = _blur(a), _blur(b)
+    var_a, var_b = _blur(a * a) - mean_a**2, _blur(b * b) - mean_b**2
+    covariance = _blur(a * b) - mean_a * mean_b
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    likeness = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+    return (likeness / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))).mean()
+
+
+def _blur(x: Tensor) -> Tensor:
+    i = torch.arange(-5, 6, dtype=x.dtype, device=x.device)
+    window = torch.exp(-(i**2) / (2 * 1.5**2))
+    window = window / window.sum()
+    return F.conv2d(F.conv2d(x, window.view(1, 1, 11, 1)), window.view(1, 1, 1, 11))
+
+
+def higher_is_better(name: str) -> bool:
+    """Which way a column of a table of results is read."""
+    if name in ("psnr", "ssim", "seconds"):
+        return name != "seconds"
+    from pyiqa.default_model_configs import DEFAULT_CONFIGS
+
+    return not DEFAULT_CONFIGS[name].get("lower_better", False)
+
+
+def _value(name: str, metric: Callable[..., Tensor], sr: Tensor, hr: Tensor | None) -> float:
+    try:
+        value = float(metric(sr, hr))
+    except Exception as error:  # pyiqa's metrics raise anything on a picture smaller than their windows
+        log.warning("%s: no value for a picture of %d x %d: %s", name, sr.shape[3], sr.shape[2], error)
+        return math.nan
+    return value if math.isfinite(value) else math.nan
+
+
+def _open(name: str, weights: Path, device: torch.device) -> Any:
+    with _offline(weights), contextlib.redirect_stdout(io.StringIO()):  # pyiqa prints what it loads
+        import pyiqa
+        from pyiqa.utils import download_util
+
+        if name not in pyiqa.list_models():
+            raise ConfigError(f"`{name}` is no metric of pyiqa: `pyiqa -ls` lists those that are")
+        # Fixed when pyiqa was first imported, which another part of this process may have done.
+        download_util.DEFAULT_CACHE_DIR = str(weights / "hub" / "pyiqa")
+        return pyiqa.create_metric(name, device=device)
+
+
+@contextlib.contextmanager
+def _offline(weights: Path) -> Iterator[None]:
+    """Inside, torch and Hugging Face look for weights below `weights`, and this thread cannot find any host.
+
+    Each network has its own downloader; what they share is that a host's name is looked up first.
+    """
+    # Read when torch.hub, pyiqa and huggingface_hub are imported or first used. The last one: nothing that a
+    # weights file holds is executed.
+    os.environ.update(TORCH_HOME=str(weights), HF_HUB_OFFLINE="1", TORCH_FORCE_WEIGHTS_ONLY_LOAD="1")
+    thread, look_up = threading.get_ident(), socket.getaddrinfo
+
+    def refuse(host: Any, *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != thread:  # say, the tracking client's
+            return look_up(host, *args, **kwargs)
+        raise OSError(f"{host} is not asked for weights")
+
+    socket.getaddrinfo = refuse
+    try:
+        yield
+    except OSError as error:  # what every downloader ends in
+        raise FileNotFoundError(f"its weights are not below {weights}, and none are downloaded") from error
+    finally:
+        socket.getaddrinfo = look_up

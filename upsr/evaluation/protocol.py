@@ -1,0 +1,29 @@
+"""What PSNR and SSIM are computed on: the field has two conventions, and figures of one say nothing about the other."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from upsr.images import luma, round8
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Both compare the Y channel of pictures rounded to 8 bit; they differ in the border."""
+
+    name: str
+    border: int
+    """Pixels left out at each edge, as a multiple of the scale."""
+
+
+PROTOCOLS = {p.name: p for p in (Protocol("basicsr", border=1), Protocol("upsr", border=0))}
+
+
+def for_fidelity(x: Tensor, protocol: Protocol, scale: int) -> Tensor:
+    """(B, 3, H, W) RGB in [0, 1] -> (B, 1, h, w) float64: Y of BT.601 in 16..235, not rounded again, border cut off.
+
+    Empty where the picture is no larger than its two borders.
+    """
+    height, width = x.shape[2:]
+    cut = protocol.border * scale
+    return luma(round8(x).double())[:, :, cut : height - cut, cut : width - cut] * 255

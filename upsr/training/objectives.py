@@ -1,0 +1,86 @@
+"""What each network learns: pairs from HR patches (`draw`), and the loss of a part of them (`loss`)."""
+
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from upsr.degradation.pair_pool import PairPool
+from upsr.degradation.second_order import SecondOrder
+from upsr.diffusion.denoiser import Denoiser, to_signed, upsample
+from upsr.diffusion.uncertainty import Isotropic, Residual
+from upsr.training.perceptual import PerceptualLoss
+
+Loss = tuple[Tensor, dict[str, Tensor]]
+"""The loss to minimise and what to log beside it, all scalars on the device."""
+
+
+class Pairs(nn.Module):
+    """HR patches -> (LR, HR) pairs: degraded on the device, mixed with past pairs."""
+
+    def __init__(self, degrade: SecondOrder, pool: PairPool) -> None:
+        super().__init__()
+        self.degrade, self.pool = degrade, pool
+
+    @torch.no_grad()
+    def forward(self, hr: Tensor, seed: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """(B, 3, P, P) uint8 -> LR and HR in [0, 1], a function of `seed`."""
+        target = self.degrade.target(hr.float() / 255)
+        target, lr = self.pool(target, self.degrade(target, seed), seed)
+        return lr, target
+
+
+class AtdObjective(nn.Module):
+    """L1 + λ · LPIPS on Real-ESRGAN pairs (the authors' answer in their issue 18)."""
+
+    def __init__(self, pairs: Pairs, perceptual: PerceptualLoss) -> None:
+        super().__init__()
+        self.pairs, self.perceptual = pairs, perceptual
+
+    def draw(self, hr: Tensor, seed: Sequence[int]) -> tuple[Tensor, ...]:
+        return self.pairs(hr, seed)
+
+    def loss(self, atd: nn.Module, lr: Tensor, hr: Tensor) -> Loss:
+        sr = atd(lr).float()
+        l1 = (sr - hr).abs().mean()
+        lpips = self.perceptual(to_signed(sr), to_signed(hr)).mean()
+        return l1 + lpips, {"l1": l1, "lpips": lpips}
+
+
+class UnetObjective(nn.Module):
+    """MSE(x̂0, x0) + λ · LPIPS(x̂0, x0) at a random time of the chain, g being frozen (UPSR, section 3.4)."""
+
+    def __init__(
+        self, pairs: Pairs, perceptual: PerceptualLoss, atd: nn.Module, uncertainty: Isotropic | Residual, scale: int
+    ) -> None:
+        super().__init__()
+        self.pairs, self.perceptual, self.uncertainty, self.scale = pairs, perceptual, uncertainty, scale
+        self.atd = atd.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def draw(self, hr: Tensor, seed: Sequence[int]) -> tuple[Tensor, ...]:
+        """LR, HR, g(LR), and for each sample a place u in [0, 1) on the chain and a noise field."""
+        lr, hr = self.pairs(hr, seed)
+        generator = torch.Generator(hr.device).manual_seed(_mix(seed))
+        noise = torch.randn(hr.shape, generator=generator, device=hr.device)
+        place = torch.rand(len(hr), generator=generator, device=hr.device)
+        return lr, hr, self.atd(lr).float(), place, noise
+
+    def loss(self, denoiser: nn.Module, lr: Tensor, hr: Tensor, sr: Tensor, place: Tensor, noise: Tensor) -> Loss:
+        bare = cast(Denoiser, getattr(denoiser, "module", denoiser))  # DDP forwards calls, not attributes
+        x0, g_y, y_up = to_signed(hr), to_signed(sr), to_signed(upsample(lr, self.scale))
+        t = (place * bare.process.steps).long() + 1
+        weight = self.uncertainty(y_up, g_y)
+        x_t = bare.process.q_sample(x0, y_up, weight, noise, t)
+        estimate = denoiser(x_t, t, bare.condition(g_y, y_up), y_up, weight)
+        mse = (bare.loss_weight(t, weight) * (estimate - x0) ** 2).mean()
+        lpips = (bare.perceptual_weight(t) * self.perceptual(estimate.clamp(-1, 1), x0)).mean()
+        return mse + lpips, {"mse": mse, "lpips": lpips, "weight": weight.mean()}
+
+
+def _mix(seed: Sequence[int]) -> int:
+    """One 63-bit number from several."""
+    return int(np.random.SeedSequence([*seed, 1]).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -1,0 +1,87 @@
+"""LPIPS with VGG16 as a training loss, in plain torch: training runs where no metric library is installed."""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+VGG = "hub/checkpoints/vgg16-397923af.pth"
+LINEAR = "hub/pyiqa/LPIPS_v0.1_vgg-a78928a0.pth"
+# Convolutions of VGG16 by their place in torchvision's `features`; a stage ends at each pooling.
+STAGES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Lpips(nn.Module):
+    """LPIPS v0.1 (Zhang et al., CVPR 2018): distances of unit-normalised VGG16 features, weighted by learned lines.
+
+    `weights` is the folder that the stage `download` fills. Frozen; gradients reach the first picture only.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, weights: str | Path) -> None:
+        super().__init__()
+        vgg, linear = (_load(Path(weights) / name) for name in (VGG, LINEAR))
+        self.convs = nn.ModuleList(nn.ModuleList(_conv(vgg, i) for i in stage) for stage in STAGES)
+        self.lines = nn.ParameterList(linear[f"lin{i}.model.1.weight"] for i in range(len(STAGES)))
+        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1))
+        self.requires_grad_(False).to(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor, target: Tensor) -> Tensor:
+        """Both (B, 3, H, W) in [0, 1] -> (B,)."""
+        with torch.no_grad():
+            targets = self._features(target)
+        distances = [
+            F.conv2d((a - b) ** 2, line).mean((1, 2, 3))
+            for a, b, line in zip(self._features(x), targets, self.lines, strict=True)
+        ]
+        return torch.stack(distances).sum(0)
+
+    def _features(self, x: Tensor) -> list[Tensor]:
+        x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        features = []
+        for i, stage in enumerate(self.convs):
+            x = F.max_pool2d(x, 2) if i else x
+            for conv in stage:  # type: ignore[attr-defined]
+                x = F.relu(conv(x))
+            features.append(x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10))
+        return features
+
+
+def _conv(vgg: dict[str, Tensor], index: int) -> nn.Conv2d:
+    weight = vgg[f"features.{index}.weight"]
+    conv = nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1)
+    conv.load_state_dict({"weight": weight, "bias": vgg[f"features.{index}.bias"]})
+    return conv
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: LPIPS weights are missing: run `dvc repro download`, or set lpips_weight: 0")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+class PerceptualLoss(nn.Module):
+    """LPIPS of pictures in [-1, 1]; a weight of 0 needs no weights file and costs nothing.
+
+    `official` repeats the released code, which hands [-1, 1] to a metric that expects [0, 1].
+    """
+
+    def __init__(self, weight: float, lpips_range: Literal["proper", "official"], weights: str | Path) -> None:
+        super().__init__()
+        self.weight, self.proper = weight, lpips_range == "proper"
+        self.lpips = Lpips(weights) if weight else None
+
+    def forward(self, x: Tensor, target: Tensor) -> Tensor:
+        """Both (B, 3, H, W) in [-1, 1] -> (B,), weighted."""
+        if self.lpips is None:
+            return x.new_zeros(len(x))
+        if self.proper:
+            x, target = (x + 1) / 2, (target + 1) / 2
+        return self.weight * self.lpips(x, target)

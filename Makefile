@@ -2,9 +2,9 @@
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
+PREFECT ?= http://127.0.0.1:4200/api
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-# Threads that wait sleep instead of spinning, so that two jobs on two cores do not starve each other.
-export OMP_WAIT_POLICY ?= passive
+export DO_NOT_TRACK := 1
 
 .PHONY: help repro test test-fast check ui flow nightly-serve lock clean
 
@@ -35,13 +35,15 @@ check: .venv/ready
 	mypy
 
 ui: .venv/ready ## MLflow on http://127.0.0.1:5000
-	mlflow ui --host 127.0.0.1 --port 5000 --backend-store-uri sqlite:///mlflow.db
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --host 127.0.0.1 --port 5000 --backend-store-uri sqlite:///mlflow.db
 
 flow: .venv/ready ## the chain as a Prefect flow, stage by stage
 	python -m pipelines.flows pipeline
 
 nightly-serve: .venv/ready ## the nightly re-evaluation on its schedule, on this machine
-	python -m pipelines.flows serve
+	prefect server start --host 127.0.0.1 --background || true # it may be running already
+	until python -c 'import urllib.request as u; u.urlopen("$(PREFECT)/health")' 2>/dev/null; do sleep 1; done
+	PREFECT_API_URL=$(PREFECT) python -m pipelines.flows serve
 
 lock: .venv/ready ## pins the newest versions that fit pyproject.toml
 	uv pip compile --universal --python-version 3.11 --extra pipeline --extra dev --upgrade --quiet \

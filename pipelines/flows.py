@@ -59,9 +59,9 @@ def run_stage(stage: str, folder: Path, force: bool) -> None:
 @task(task_run_name="evaluate")
 def evaluate_again(folder: Path, out: Path) -> None:
     # Not by DVC: a night's figures are no output of the chain, and leave what it tracks alone.
-    command = [sys.executable, "-m", "pipelines.evaluate", "--out", str(out.relative_to(folder))]
+    options = ["--out", str(out.relative_to(folder)), "--experiment", "nightly"]
     with gpu_slot():
-        executor.run(command, cwd=folder, log=get_run_logger().info)
+        executor.run([sys.executable, "-m", "pipelines.evaluate", *options], cwd=folder, log=get_run_logger().info)
 
 
 def prepare_gpu_slots() -> None:
@@ -140,6 +140,16 @@ def nightly_cron() -> str:
     return next(d["schedules"][0]["cron"] for d in deployments if d["name"] == "nightly")
 
 
+def serve_nightly() -> None:
+    if get_current_settings().api.url is None:
+        # The embedded server has no scheduler: it would wait for ever, and look well.
+        sys.exit(
+            "error: a schedule needs a standing server: run `prefect server start --host 127.0.0.1 --background`, "
+            "set PREFECT_API_URL=http://127.0.0.1:4200/api and try again"
+        )
+    nightly.serve(name="nightly", cron=nightly_cron())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pipelines.flows", description="Runs a flow here, or serves one.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -154,7 +164,7 @@ def main() -> None:
         elif arguments.command == "nightly":
             nightly()
         else:
-            nightly.serve(name="nightly", cron=nightly_cron())
+            serve_nightly()
     except executor.CommandError as error:
         sys.exit(str(error))
 

@@ -157,12 +157,12 @@ def start(
         tracker.close(status)
 
 
-def flatten(values: dict[str, Any]) -> dict[str, Any]:
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested dictionaries as one, with dotted names."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        inner = flatten(value) if isinstance(value, dict) else {"": value}
-        flat |= {f"{key}.{below}".rstrip("."): leaf for below, leaf in inner.items()}
+        name = f"{prefix}{key}"
+        flat |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
     return flat
 
 

@@ -61,8 +61,12 @@ def train(
     run_file = folder / "run_id"
     run_id = run_file.read_text() if run_file.is_file() and any(folder.glob("state-*.pt")) else None
     with tracking.start(experiment, folder.name, plain | {"train": shared_results}, inputs, run_id=run_id) as tracker:
-        if tracker.run_id:
-            run_file.write_text(tracker.run_id)
+
+        def report(step: int, values: dict[str, float]) -> None:
+            tracker.metrics(values, step)
+            if tracker.run_id:  # unknown until the store was reached once
+                run_file.write_text(tracker.run_id)
+
         network = fit(
             build(),
             objective,
@@ -72,7 +76,7 @@ def train(
             seed=seed,
             folder=folder,
             identity=plain | {"train": shared_results} | inputs,
-            report=lambda step, values: tracker.metrics(values, step),
+            report=report,
             preview=partial(_preview, folder, dataset, objective.pairs.degrade, upscale, tracker),
         )
         save(folder / "weights.safetensors", network)

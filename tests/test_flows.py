@@ -248,8 +248,21 @@ with get_client(sync_client=True) as client:
         os.kill(os.getpid(), signal.SIGKILL)
 """
     home = {"PREFECT_HOME": str(tmp_path), "DO_NOT_TRACK": "1", "PYTHONPATH": str(ROOT)}
-    clean = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"}
+    clean = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
     for _ in range(2):
-        command = [sys.executable, "-c", f"import os, signal\n{code}"]
-        done = subprocess.run(command, env=clean | home, capture_output=True, text=True)
-        assert re.findall(r"^(?:free|held) \d$", done.stdout, re.M) == ["free 0", "held 1"], done.stderr
+        with open(tmp_path / "said", "w+") as said:  # a pipe would wait for the killed run's server, which lives on
+            command = [sys.executable, "-c", f"import os, signal\n{code}"]
+            process = subprocess.Popen(command, env=clean | home, stdout=said, start_new_session=True)
+            process.wait(PATIENCE)
+            os.killpg(process.pid, signal.SIGKILL)
+            said.seek(0)
+            assert re.findall(r"^(?:free|held) \d$", said.read(), re.M) == ["free 0", "held 1"]
+
+
+def test_a_schedule_without_a_standing_server_is_refused(tmp_path: Path) -> None:
+    clean = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+    command = [sys.executable, "-m", "pipelines.flows", "serve"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=clean | {"PREFECT_HOME": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and done.stderr.startswith("error: a schedule needs a standing server")

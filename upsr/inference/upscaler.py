@@ -1,6 +1,6 @@
 """A picture in, a larger picture out."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,10 +101,17 @@ class Upscaler:
 
     def __call__(self, image: np.ndarray, *, seed: int = 0, tile: int = 128) -> np.ndarray:
         """(H, W, C) uint8 or uint16, C of 1 (grey), 3, 4 (alpha) -> (s·H, s·W, C) of the same kind."""
+        return self._assemble(image, self._bands(_rgb(image), seed, tile))
+
+    def with_maps(self, image: np.ndarray, *, seed: int = 0, tile: int = 128) -> tuple[np.ndarray, Upscaled]:
+        """The picture as by calling, and its maps; these need memory for the whole picture."""
+        bands = list(self._bands(_rgb(image), seed, tile))
+        return self._assemble(image, bands), _joined(bands)
+
+    def _assemble(self, image: np.ndarray, bands: Iterable[tuple[int, Tensor]]) -> np.ndarray:
         kind, channels = image.dtype.type, image.shape[2]
-        rgb = image[:, :, :3] if channels >= 3 else np.repeat(image, 3, axis=2)
         out = np.empty((image.shape[0] * self.scale, image.shape[1] * self.scale, 3), kind)
-        for row, band in self._bands(to_tensor(np.ascontiguousarray(rgb)), seed, tile):
+        for row, band in bands:
             out[row : row + band.shape[2]] = to_image(band[:, :3], kind)
         if channels == 1:
             return out.mean(axis=2, keepdims=True).round().astype(kind)
@@ -115,8 +122,7 @@ class Upscaler:
 
     def upscale(self, lr: Tensor, *, seed: int = 0, tile: int = 128) -> Upscaled:
         """(1, 3, h, w) in [0, 1] -> the picture and its maps, on the CPU."""
-        bands = torch.cat([band for _, band in self._bands(lr, seed, tile)], dim=2)
-        return Upscaled(picture=round8(bands[:, :3]), residual=bands[:, 3:4], weight=bands[:, 4:5])
+        return _joined(self._bands(lr, seed, tile))
 
     def _bands(self, lr: Tensor, seed: int, tile: int) -> Iterator[tuple[int, Tensor]]:
         def run(part: Tensor, top: int, left: int) -> Tensor:
@@ -145,6 +151,16 @@ class Upscaler:
                 sr, weight = self.diffuser(lr, sr, noise)
         out = torch.cat([sr.clamp(0, 1), psi, weight.mean(1, keepdim=True)], dim=1)
         return out[:, :, : h * s, : w * s]
+
+
+def _rgb(image: np.ndarray) -> Tensor:
+    rgb = image[:, :, :3] if image.shape[2] >= 3 else np.repeat(image, 3, axis=2)
+    return to_tensor(np.ascontiguousarray(rgb))
+
+
+def _joined(bands: Iterable[tuple[int, Tensor]]) -> Upscaled:
+    whole = torch.cat([band for _, band in bands], dim=2)
+    return Upscaled(picture=round8(whole[:, :3]), residual=whole[:, 3:4], weight=whole[:, 4:5])
 
 
 def _below(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

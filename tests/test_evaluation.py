@@ -16,7 +16,6 @@ from torch import Tensor
 
 from upsr.config import ConfigError
 from upsr.data.benchmarks import open_benchmark
-from upsr.data.metric_weights import prepare
 from upsr.evaluation.benchmark import bicubic, evaluate, picture_number, summary
 from upsr.evaluation.metrics import BEST_PSNR, Metrics, higher_is_better, ssim
 from upsr.evaluation.protocol import PROTOCOLS, for_fidelity
@@ -56,17 +55,6 @@ def benchmark_folder(tmp_path: Path) -> Path:
 
 def by_bicubic(lr: Tensor, number: int) -> Tensor:
     return bicubic(lr, 4)
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Those of the `download` stage; where it has not run, the same again."""
-    if (WEIGHTS / "hub" / "pyiqa").is_dir():
-        return WEIGHTS
-    folder = tmp_path_factory.mktemp("weights")
-    if reason := prepare(folder)["lpips"]:
-        pytest.skip(f"the weights of LPIPS cannot be had here: {reason}")
-    return folder
 
 
 # Figures.

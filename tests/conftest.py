@@ -1,0 +1,63 @@
+"""What several test files share."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors import safe_open
+
+from upsr.config import Params, parse
+from upsr.data.metric_weights import prepare
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+TINY = {  # the same chain and the same code, small enough for a test
+    "data": {"holdout_side": 64},
+    "atd": {"dim": 16, "groups": 1, "layers": 2, "heads": 2, "window": 8, "category_size": 32, "tokens": 8},
+    "unet": {"dim": 16, "channel_mult": [1, 2], "res_blocks": 1, "swin_dim": 32, "tail_dim": 16},
+    "diffusion": {"steps": 2},
+    "train": {"workers": 0, "log_every": 2, "save_every": 1, "preview_every": 4},
+    "train_atd": {"steps": 4, "batch": 2, "micro_batch": 2, "patch": 32, "warmup": 1, "pool": 4},
+    "train_unet": {"steps": 4, "batch": 2, "micro_batch": 2, "patch": 32, "warmup": 1, "pool": 4},
+    "evaluate": {"metrics": ["lpips"]},
+}
+
+
+def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Nested settings with some of them changed."""
+    return values | {k: merged(values[k], v) if isinstance(v, dict) else v for k, v in changes.items()}
+
+
+def settings(**changes: Any) -> dict[str, Any]:
+    """params.yaml at the tiny scale, as plain values."""
+    return merged(merged(yaml.safe_load((ROOT / "params.yaml").read_text()), TINY), changes)
+
+
+def params(**changes: Any) -> Params:
+    return parse(Params, settings(**changes), "test")
+
+
+def fixture_file(name: str) -> tuple[dict[str, Any], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """A parity file: the authors' configuration, their state dict, and the other tensors."""
+    path = SHARED / "parity" / f"{name}.safetensors"
+    if not path.is_file():
+        pytest.skip(f"no {path}: the released code's numbers are absent")
+    with safe_open(path, "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        config = json.loads((file.metadata() or {}).get("config", "{}"))
+    state = {k.removeprefix("state."): v for k, v in tensors.items() if k.startswith("state.")}
+    return config, state, {k: v for k, v in tensors.items() if not k.startswith("state.")}
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The metrics' weights: those of the stage `download`; where it has not run, the same again."""
+    folder = ROOT / "data" / "metric_weights"
+    if not (folder / "manifest.json").is_file():
+        folder = tmp_path_factory.mktemp("metric_weights")
+    if reason := prepare(folder)["lpips-vgg"]:
+        pytest.skip(f"the weights of LPIPS cannot be had here: {reason}")
+    return folder

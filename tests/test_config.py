@@ -1,0 +1,70 @@
+"""Settings: strict, and a mistake is one line that names its path."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, settings
+
+from upsr.config import ConfigError, Params, load_params, parse
+
+
+def test_the_shipped_settings_are_valid():
+    assert load_params(ROOT / "params.yaml").scale == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"unett": {}}, "unknown key `unett`"),
+        ({"unet": {"dmi": 48}}, "unknown key `unet.dmi`"),
+        ({"unet": {"dim": 50}}, "unet.dim 50 is not a multiple of 16"),
+        ({"unet": {"condition": []}}, "unet.condition"),
+        ({"atd": {"dim": 50, "heads": 4}}, "atd.dim 50 is not a multiple of atd.heads 4"),
+        ({"train_unet": {"batch": 3}}, "batch 3 is not a multiple of micro_batch 2"),
+        ({"uncertainty": {"variant": "none"}}, "`uncertainty.variant` = 'none'"),
+        ({"data": {"source": "folder"}}, "data.folder"),
+        ({"degradation": {"first": {"jpeg": [95, 30]}}}, "does not ascend"),
+        ({"degradation": {"first": {"blur": {"kernel_size": [3, 20]}}}}, "odd"),
+        ({"seed": -1}, "`seed` = -1"),
+    ],
+)
+def test_a_mistake_names_its_path(changes: dict[str, Any], message: str):
+    values = settings()
+
+    def change(target: dict[str, Any], by: dict[str, Any]) -> None:
+        for key, value in by.items():
+            if isinstance(value, dict) and key in target:
+                change(target[key], value)
+            else:
+                target[key] = value
+
+    change(values, changes)
+    with pytest.raises(ConfigError) as error:
+        parse(Params, values, "params.yaml")
+    assert message in str(error.value)
+    assert str(error.value).startswith("params.yaml: ")
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_key_is_named():
+    values = settings()
+    del values["atd"]["dim"]
+    with pytest.raises(ConfigError, match=r"key `atd\.dim` is missing"):
+        parse(Params, values, "params.yaml")
+
+
+def test_a_number_that_yaml_takes_for_text_is_a_number(tmp_path: Path):
+    text = (ROOT / "params.yaml").read_text().replace("lr: 1.0e-3", "lr: 1e-3")
+    assert "lr: 1e-3" in text
+    (tmp_path / "params.yaml").write_text(text)
+    assert load_params(tmp_path / "params.yaml").train_atd.lr == 0.001
+
+
+def test_a_missing_or_broken_file_is_one_line(tmp_path: Path):
+    with pytest.raises(ConfigError, match="no such file"):
+        load_params(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("a: [1\nb: 2")
+    with pytest.raises(ConfigError, match="not valid YAML") as error:
+        load_params(tmp_path / "params.yaml")
+    assert "\n" not in str(error.value)

@@ -1,0 +1,119 @@
+"""The networks: the released code's numbers, and any size and width."""
+
+import pytest
+import torch
+from conftest import fixture_file, params
+
+from upsr.models import ATD, UNet, build_atd, build_unet, load_official_atd, load_official_unet
+from upsr.models.windows import attention_mask, merge, partition
+
+CPU = torch.device("cpu")
+
+
+def count(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    return (a - b).abs().max().item()
+
+
+@torch.inference_mode()
+def test_atd_gives_the_released_numbers():
+    config, state, tensors = fixture_file("atd_real")
+    atd = load_official_atd(state, config)
+    assert distance(atd(tensors["in.lr"]), tensors["out.sr"]) < 1e-4
+    assert distance(atd(tensors["in.lr_odd"]), tensors["out.sr_odd"]) < 1e-4
+
+
+@torch.inference_mode()
+def test_unet_gives_the_released_numbers():
+    config, state, tensors = fixture_file("unet")
+    unet = load_official_unet(state, config)
+    assert distance(unet(tensors["in.x"], tensors["in.t"], tensors["in.lq"]), tensors["out.x0"]) < 1e-4
+
+
+def test_the_released_mask_is_repeated_on_demand_only():
+    _, state, _ = fixture_file("unet")
+    released = state["input_blocks.1.1.blocks.1.attn_mask"]
+    official, proper = (attention_mask(16, 16, 8, 4, CPU, official=o) for o in (True, False))
+    assert torch.equal(official[:, 0], released)
+    assert not torch.equal(proper, official)
+
+
+def test_weights_that_do_not_fit_are_refused():
+    config, state, _ = fixture_file("atd_real")
+    with pytest.raises(RuntimeError, match="conv_first"):
+        load_official_atd({k: v for k, v in state.items() if k != "conv_first.weight"}, config)
+    with pytest.raises(ValueError, match="pixelshuffledirect"):
+        load_official_atd(state, config | {"upsampler": "nearest+conv"})
+
+
+def test_sizes_are_the_published_ones():
+    assert count(ATD(dim=48, flavour="classical")) == 768_792
+    assert count(ATD(dim=96)) == 2_532_360
+    assert count(UNet(dim=160)) == 119_418_319
+    assert round(count(UNet(dim=96)) / 1e6, 2) == 48.86
+
+
+def test_spandrel_gives_the_same_for_our_classical_atd(monkeypatch: pytest.MonkeyPatch):
+    spandrel = pytest.importorskip("spandrel")
+    torch.manual_seed(0)
+    atd = ATD(dim=48, groups=2, layers=2, flavour="classical").eval()
+    theirs = spandrel.ModelLoader().load_from_state_dict(atd.state_dict()).model.eval()
+    sort = torch.sort
+    monkeypatch.setattr(torch, "sort", lambda x, dim, stable: sort(x, dim=dim, stable=True))  # theirs is unstable
+    lr = torch.rand(1, 3, 33, 20)
+    with torch.inference_mode():
+        assert distance(atd(lr), theirs(lr)) < 1e-4
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 50), (16, 16)])
+@pytest.mark.parametrize("scale", [2, 4])
+def test_atd_takes_any_size(size: tuple[int, int], scale: int):
+    atd = build_atd(params().atd, scale)
+    assert atd(torch.rand(1, 3, *size)).shape == (1, 3, scale * size[0], scale * size[1])
+
+
+@pytest.mark.parametrize("dim", [48, 96])
+@pytest.mark.parametrize("condition", [["sr", "bicubic"], ["sr"], ["bicubic"]])
+@pytest.mark.parametrize("scale", [2, 4])
+def test_unet_takes_any_width_condition_and_patch(dim: int, condition: list[str], scale: int):
+    unet = build_unet(params(unet={"dim": dim, "condition": condition}).unet, scale)
+    c = 3 * scale**2
+    for h, w in ((2, 6), (12, 10)):  # neither is a multiple of the window
+        out = unet(torch.rand(2, c, h, w), torch.tensor([0, 1]), torch.rand(2, c * len(condition), h, w))
+        assert out.shape == (2, 3, h * scale, w * scale)
+
+
+def test_what_lies_beyond_the_edge_does_not_reach_the_picture():
+    """A map that is no multiple of the window is continued: its places must not see the continuation."""
+    mask = attention_mask(5, 5, 8, 0, CPU)[0, 0]
+    inside = torch.zeros(8, 8, dtype=torch.bool)
+    inside[:5, :5] = True
+    inside = inside.flatten()
+    assert (mask[inside][:, inside] == 0).all()
+    assert (mask[inside][:, ~inside] < 0).all()
+
+
+def test_a_whole_window_without_shift_needs_no_mask():
+    assert attention_mask(16, 8, 8, 0, CPU) is None
+
+
+def test_windows_are_cut_and_joined_again():
+    x = torch.rand(2, 8, 12, 5)
+    windows = partition(x, 4)
+    assert windows.shape == (2, 6, 16, 5)
+    assert torch.equal(windows[0, 1], x[0, :4, 4:8].reshape(16, 5))
+    assert torch.equal(merge(windows, 4, 8, 12), x)
+
+
+def test_every_weight_of_both_networks_learns():
+    cfg = params()
+    unet, atd = build_unet(cfg.unet, 4), build_atd(cfg.atd, 4)
+    for p in unet.parameters():  # the residual blocks begin at 0 and would hide what is before them
+        torch.nn.init.normal_(p, std=0.1)
+    unet(torch.rand(2, 48, 8, 8), torch.tensor([0, 1]), torch.rand(2, 96, 8, 8)).square().sum().backward()
+    atd(torch.rand(2, 3, 16, 16)).square().sum().backward()
+    for name, p in [*unet.named_parameters(), *atd.named_parameters()]:
+        assert p.grad is not None and p.grad.abs().sum() > 0, name

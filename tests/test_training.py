@@ -1,0 +1,276 @@
+"""Training: it learns, it survives, and what it cannot go on with it says."""
+
+import csv
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from conftest import SHARED, params
+from torch import Tensor, nn
+
+from upsr import images
+from upsr.config import Params
+from upsr.data.datasets import PatchDataset
+from upsr.data.lmdb_store import pack
+from upsr.degradation.pair_pool import PairPool
+from upsr.degradation.second_order import build_degradation
+from upsr.diffusion.denoiser import Denoiser
+from upsr.diffusion.process import build_process
+from upsr.diffusion.uncertainty import build_uncertainty
+from upsr.evaluation.metrics import Metrics
+from upsr.evaluation.protocol import PROTOCOLS
+from upsr.models import build_atd, build_unet
+from upsr.training.ema import Ema
+from upsr.training.loop import TrainingError, clear, fit, learning_rate
+from upsr.training.objectives import AtdObjective, Pairs, UnetObjective
+from upsr.training.perceptual import Lpips, PerceptualLoss
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few smooth pictures, packed."""
+    folder = tmp_path_factory.mktemp("store")
+    y, x = np.mgrid[0:48, 0:48] / 48
+    for i in range(5):
+        waves = [np.sin(3 * x + i), np.cos(4 * y * x + i), np.sin(5 * y - i)]
+        images.write(folder / "in" / f"{i}.png", ((np.stack(waves, -1) + 1) * 127).astype(np.uint8))
+    pack(folder / "in", folder / "lmdb", "png")
+    return folder / "lmdb"
+
+
+def atd_objective(p: Params, pool: int = 4) -> AtdObjective:
+    return AtdObjective(Pairs(build_degradation(p.degradation, 4), PairPool(pool)), PerceptualLoss(0, "proper", ""))
+
+
+class Run:
+    """One training of the tiny ATD in a folder, to be started again and again."""
+
+    def __init__(self, store: Path, folder: Path, pool: int = 4, **changes: Any) -> None:
+        self.params, self.folder, self.store, self.pool = params(**changes), folder, store, pool
+        folder.mkdir(exist_ok=True)
+
+    def __call__(self, identity: str = "same", objective: nn.Module | None = None, stop: Any = None) -> nn.Module:
+        torch.manual_seed(0)
+        return fit(
+            build_atd(self.params.atd, 4),
+            objective or atd_objective(self.params, self.pool),
+            PatchDataset(self.store, 32, seed=0),
+            recipe=self.params.train_atd,
+            train=self.params.train,
+            seed=0,
+            folder=self.folder,
+            identity={"settings": {"name": identity}},
+            report=lambda step, values: stop(step) if stop else None,
+            preview=lambda step, network: None,
+        )
+
+    def log(self) -> list[list[str]]:
+        return list(csv.reader((self.folder / "log.csv").open()))
+
+
+class Killed(Exception):
+    pass
+
+
+def kill_at(when: int):
+    def stop(step: int) -> None:
+        if step == when:
+            raise Killed
+
+    return stop
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_it_learns(store: Path, tmp_path: Path):
+    recipe = {"steps": 40, "lr": 2e-3, "ema": 0.5}
+    run = Run(store, tmp_path, train_atd=recipe, train={"log_every": 10, "save_every": 100})
+    run()
+    header, *rows = run.log()
+    losses = [float(row[header.index("loss")]) for row in rows]
+    assert [row[0] for row in rows] == ["10", "20", "30", "40"]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize("when", [1, 2, 3])
+def test_a_run_that_was_killed_ends_as_one_that_was_not(store: Path, tmp_path: Path, when: int):
+    train = {"log_every": 1, "save_every": 1}
+    whole, cut = (Run(store, tmp_path / name, train=train) for name in ("whole", "cut"))
+    expected = whole()
+    with pytest.raises(Killed):
+        cut(stop=kill_at(when))
+    assert same(cut(), expected)
+    assert cut.log() == whole.log()
+
+
+def test_logs_continue_in_the_middle_of_an_interval(store: Path, tmp_path: Path):
+    """A state saved between two rows of the log carries what the next row is the mean of."""
+    train = {"log_every": 4, "save_every": 3}
+    recipe = {"steps": 8}
+    whole, cut = (Run(store, tmp_path / name, train=train, train_atd=recipe) for name in ("whole", "cut"))
+    expected = whole()
+    with pytest.raises(Killed):
+        cut(stop=kill_at(8))
+    assert same(cut(), expected)
+    assert cut.log() == whole.log()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_leaves(store: Path, tmp_path: Path, number: int):
+    run = Run(store, tmp_path / "a", train={"log_every": 1, "save_every": 100})
+    with pytest.raises(SystemExit) as end:
+        run(stop=lambda step: os.kill(os.getpid(), number) if step == 2 else None)
+    assert end.value.code == 128 + number
+    assert [p.name for p in run.folder.glob("state-*")] == ["state-00000002.pt"]
+    assert same(run(), Run(store, tmp_path / "b", train={"log_every": 1, "save_every": 100})())
+
+
+def test_the_last_two_states_are_kept_and_a_torn_one_is_passed_over(store: Path, tmp_path: Path, capsys):
+    run = Run(store, tmp_path)
+    expected = run()
+    states = sorted(tmp_path.glob("state-*.pt"))
+    assert [p.name for p in states] == ["state-00000003.pt", "state-00000004.pt"]
+    states[-1].write_bytes(states[-1].read_bytes()[:1000])
+    assert same(run(), expected)
+    assert "state-00000004.pt: not a whole training state: passed over" in capsys.readouterr().out
+
+
+def test_the_state_of_another_training_is_refused_with_the_key(store: Path, tmp_path: Path):
+    run = Run(store, tmp_path)
+    run()
+    with pytest.raises(TrainingError, match=r"settings\.name: same -> other.*--fresh"):
+        run(identity="other")
+    clear(tmp_path)
+    run(identity="other")
+
+
+class Broken(AtdObjective):
+    """Its loss is no number from the first step on."""
+
+    def loss(self, atd: nn.Module, lr: Tensor, hr: Tensor) -> Any:
+        loss, values = super().loss(atd, lr, hr)
+        return loss * float("nan"), values
+
+
+def test_steps_without_a_finite_loss_change_nothing_and_end_the_run(store: Path, tmp_path: Path):
+    run = Run(store, tmp_path, train={"max_bad_steps": 3})
+    p = run.params
+    objective = Broken(Pairs(build_degradation(p.degradation, 4), PairPool(0)), PerceptualLoss(0, "proper", ""))
+    with pytest.raises(TrainingError, match=r"not finite 3 times in a row"):
+        run(objective=objective)
+    torch.manual_seed(0)
+    state = torch.load(max(tmp_path.glob("state-*.pt")), weights_only=True)
+    fresh = build_atd(p.atd, 4).state_dict()
+    assert all(torch.equal(state["network"][k], v) for k, v in fresh.items())
+    assert all(torch.equal(state["ema"][k], v) for k, v in fresh.items())
+    assert state["progress"]["bad_steps"] == 2
+
+
+def test_accumulated_parts_count_as_one_batch(store: Path, tmp_path: Path):
+    one, two = (
+        Run(store, tmp_path / str(micro), pool=0, train_atd={"batch": 4, "micro_batch": micro}) for micro in (4, 2)
+    )
+    for a, b in zip(one().parameters(), two().parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+@pytest.fixture
+def own_precision():
+    """Accelerate settles the precision once per process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("own_precision")
+def test_bf16_trains(store: Path, tmp_path: Path):
+    network = Run(store, tmp_path, train={"precision": "bf16"})()
+    assert all(p.dtype == torch.float32 and p.isfinite().all() for p in network.parameters())
+
+
+def test_the_rate_is_a_function_of_the_step():
+    recipe = params(train_atd={"lr": 1.0, "warmup": 4, "milestones": [10, 20]}).train_atd
+    assert [learning_rate(s, recipe) for s in (0, 1, 3, 9, 10, 19, 20)] == [0.25, 0.5, 1, 1, 0.5, 0.5, 0.25]
+
+
+def test_the_average_follows_by_its_decay():
+    network = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(network.weight)
+    ema = Ema(network, 0.9)
+    nn.init.ones_(network.weight)
+    for expected in (0.1, 0.19):
+        ema.update(network)
+        assert ema.network.weight.item() == pytest.approx(expected)
+
+
+# The denoiser's objective
+
+
+def denoiser(p: Params) -> Denoiser:
+    return Denoiser(
+        build_unet(p.unet, 4),
+        build_process(p.diffusion),
+        scale=4,
+        condition=p.unet.condition,
+        predict=p.diffusion.predict,
+    )
+
+
+@pytest.mark.parametrize("predict", ["x0", "epsilon"])
+@pytest.mark.parametrize("variant", ["isotropic", "residual"])
+def test_the_denoiser_learns_one_picture(predict: str, variant: str):
+    torch.manual_seed(0)
+    p = params(diffusion={"predict": predict, "steps": 5}, uncertainty={"variant": variant})
+    pairs = Pairs(build_degradation(p.degradation, 4), PairPool(0))
+    atd, uncertainty = build_atd(p.atd, 4), build_uncertainty(p.uncertainty)
+    objective = UnetObjective(pairs, PerceptualLoss(0, "proper", ""), atd, uncertainty, 4)
+    network = denoiser(p)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
+    hr = torch.full((8, 3, 32, 32), 200, dtype=torch.uint8)
+    drawn = objective.draw(hr, (0, 0, 0))
+    assert all(torch.equal(a, b) for a, b in zip(drawn, objective.draw(hr, (0, 0, 0)), strict=True))
+    losses = []
+    for _ in range(30):
+        loss, values = objective.loss(network, *drawn)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+    assert 0.4 <= values["weight"] <= 1
+    assert all(weight.grad is None for weight in atd.parameters())
+
+
+# LPIPS
+
+
+@torch.inference_mode()
+def test_lpips_as_a_loss_is_pyiqas_metric(weights: Path):
+    folder = SHARED / "lpips_example"
+    if not folder.is_dir():
+        pytest.skip(f"no {folder}: the LPIPS authors' pictures are absent")
+    reference, a, b = (images.to_tensor(images.read_rgb(folder / f"ex_{n}.png")) for n in ("ref", "p0", "p1"))
+    metric = Metrics(["lpips-vgg"], weights, PROTOCOLS["basicsr"], 4, torch.device("cpu"))
+    lpips = Lpips(weights)
+    for x in (a, b):
+        assert lpips(x, reference).item() == pytest.approx(metric(x, reference)["lpips-vgg"], abs=1e-4)
+
+
+def test_the_official_range_is_another_loss(weights: Path):
+    x, y = torch.rand(1, 3, 32, 32) * 2 - 1, torch.rand(1, 3, 32, 32) * 2 - 1
+    proper, official = (PerceptualLoss(0.5, mode, weights)(x, y) for mode in ("proper", "official"))
+    assert proper.item() == pytest.approx(0.5 * Lpips(weights)((x + 1) / 2, (y + 1) / 2).item())
+    assert official.item() == pytest.approx(0.5 * Lpips(weights)(x, y).item())
+
+
+def test_missing_lpips_weights_are_named(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="lpips_weight: 0"):
+        PerceptualLoss(0.5, "proper", tmp_path)
+    PerceptualLoss(0, "proper", tmp_path)

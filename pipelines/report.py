@@ -92,6 +92,7 @@ def render(reports: Path, models: Path, params: Path) -> str:
 
     Raises `ConfigError` where one of the files is missing or broken.
     """
+    settings = load_params(params)
     folder = reports / "evaluate"
     per_image = _rows(folder / "per_image.csv")
     found = [_results(name, means, per_image, folder) for name, means in _json(folder / "metrics.json").items()]
@@ -104,7 +105,7 @@ def render(reports: Path, models: Path, params: Path) -> str:
     )
     templates.filters["label"] = lambda name: LABELS.get(name, name)
     return templates.get_template("report.html.j2").render(
-        scale=load_params(params).scale,
+        scale=settings.scale,
         run=_json(folder / "run.json"),
         results=found,
         logs={path.parent.name: _curves(path) for path in sorted(models.glob("*/log.csv"))},

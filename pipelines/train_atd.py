@@ -1,43 +1,85 @@
-"""Stage `train_atd`: the auxiliary network g, on pairs degraded as it learns."""
+"""Stage `train_atd`: the auxiliary network g, on pairs degraded as it learns, from nothing or from a ×2 network."""
 
 from pathlib import Path
 
 import torch.nn as nn
 
 from pipelines.stage import run
-from pipelines.training import WEIGHTS, build_pairs, train
-from upsr.checkpoint import save_weights
-from upsr.config import load_params
-from upsr.models import build_atd
+from pipelines.training import WEIGHTS, begin, build_pairs, file_digest, finish, train
+from upsr.checkpoint import load_weights, save_weights
+from upsr.config import Atd, AtdRecipe, Params, Recipe, Section, load_params
+from upsr.models import ATD, build_atd
+from upsr.training.loop import TrainingError
 from upsr.training.objectives import AtdObjective
 from upsr.training.perceptual import PerceptualLoss
 
 FOLDER = Path("models/atd")
+X2 = FOLDER / "x2"
 
 
 def main() -> None:
     params = load_params()
     recipe = params.train_atd
-    pairs = build_pairs(params.degradation, params.scale, recipe.pool)
+    begin(FOLDER, X2)
+    body = None
+    if params.atd.schedule == "x2_then_x4":
+        _refuse_an_orphan()
+        train_atd(params, recipe_x2(recipe), 2, X2, None)
+        body = X2 / "weights.safetensors"
+    train_atd(params, own_recipe(recipe), params.scale, FOLDER, body)
+    finish(FOLDER, X2)
+
+
+def _refuse_an_orphan() -> None:
+    """A ×4 state that no ×2 training came before would be refused only after the ×2 training."""
+    if any(FOLDER.glob("state-*.pt")) and not any(X2.glob("state-*.pt")):
+        raise TrainingError(
+            f"{FOLDER}: holds the state of a training without a ×2 phase: finish it with atd.schedule: direct_x4, "
+            "or start anew with --fresh"
+        )
+
+
+def own_recipe(cfg: AtdRecipe) -> Recipe:
+    """The recipe at the final scale; the ×2 values are none of its business."""
+    return Recipe(**cfg.model_dump(exclude={"x2"}))
+
+
+def recipe_x2(cfg: AtdRecipe) -> Recipe:
+    """The recipe of the ×2 training: LR patches of the same size come from HR patches half as large."""
+    return own_recipe(cfg).model_copy(update=dict(cfg.x2) | {"patch": cfg.patch // 2})
+
+
+def train_atd(params: Params, recipe: Recipe, scale: int, folder: Path, body: Path | None) -> None:
+    """Trains ATD for one scale, from nothing or from the body of the network in the file `body`."""
+    settings: dict[str, Section | int] = {"scale": scale, "atd": params.atd}
+    pairs = build_pairs(params.degradation, scale, recipe.pool)
     perceptual = PerceptualLoss(params.atd.lpips_weight, params.train.lpips_range, WEIGHTS)
-    settings = {"scale": params.scale, "atd": params.atd}
 
     def save(path: Path, atd: nn.Module) -> None:
         save_weights(path, {f"atd.{k}": v for k, v in atd.state_dict().items()}, settings)
 
     train(
         "train-atd",
-        FOLDER,
-        lambda: build_atd(params.atd, params.scale),
+        folder,
+        lambda: fresh_atd(params.atd, scale, body),
         AtdObjective(pairs, perceptual),
         recipe=recipe,
         shared=params.train,
         seed=params.seed,
         settings={**settings, "degradation": params.degradation},
-        inputs={},
+        inputs={"x2_weights": file_digest(body)} if body else {},
         save=save,
         upscale=lambda atd, lr: atd(lr),
     )
+
+
+def fresh_atd(cfg: Atd, scale: int, body: Path | None) -> ATD:
+    """A new network, or one whose weights but the upsampler's are those of the file `body`."""
+    atd = build_atd(cfg, scale)
+    if body is not None:
+        weights = {k.removeprefix("atd."): v for k, v in load_weights(body)[0].items()}
+        atd.load_state_dict(atd.state_dict() | {k: v for k, v in weights.items() if not k.startswith("upsample.")})
+    return atd
 
 
 if __name__ == "__main__":

@@ -7,12 +7,11 @@ import torch.nn as nn
 from torch import Tensor
 
 from pipelines.stage import run
-from pipelines.training import WEIGHTS, build_pairs, file_digest, train
+from pipelines.training import WEIGHTS, begin, build_pairs, file_digest, finish, train
 from upsr.checkpoint import load_weights, save_weights, section
 from upsr.config import Atd, load_params
-from upsr.diffusion.denoiser import Denoiser
+from upsr.diffusion.denoiser import Denoiser, build_denoiser
 from upsr.diffusion.noise import field
-from upsr.diffusion.process import build_process
 from upsr.diffusion.uncertainty import build_uncertainty
 from upsr.inference.upscaler import Diffuser
 from upsr.models import build_atd, build_unet
@@ -26,6 +25,7 @@ ATD = Path("models/atd/weights.safetensors")
 def main() -> None:
     params = load_params()
     recipe = params.train_unet
+    begin(FOLDER)
     atd_weights, atd_settings = load_weights(ATD)
     atd_section = section(atd_settings, "atd", Atd, ATD)
     atd = build_atd(atd_section, params.scale)
@@ -39,12 +39,12 @@ def main() -> None:
     }
 
     def build() -> Denoiser:
-        return Denoiser(
+        return build_denoiser(
             build_unet(params.unet, params.scale),
-            build_process(params.diffusion),
+            unet=params.unet,
+            diffusion=params.diffusion,
+            uncertainty=params.uncertainty,
             scale=params.scale,
-            condition=params.unet.condition,
-            predict=params.diffusion.predict,
         )
 
     def save(path: Path, denoiser: nn.Module) -> None:
@@ -78,6 +78,7 @@ def main() -> None:
         save=save,
         upscale=upscale,
     )
+    finish(FOLDER)
 
 
 if __name__ == "__main__":

@@ -44,14 +44,13 @@ def train(
     save: Callable[[Path, nn.Module], None],
     upscale: Callable[[nn.Module, Tensor], Tensor],
 ) -> None:
-    """Trains one network below `folder`: weights, log and previews, and one MLflow run. `--fresh` starts anew.
+    """Trains one network below `folder`: weights, log and previews, and one MLflow run.
 
     `settings` are what the network and its pairs are made of, `inputs` the digests of the other files it learns
-    from; a state that belongs to other ones is refused.
+    from; a state that belongs to other ones is refused. The last state stays until `finish`, so that a training that
+    has ended is not repeated.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if "--fresh" in sys.argv[1:]:
-        clear(folder)
     torch.manual_seed(seed)
     dataset = PatchDataset(LMDB, recipe.patch, seed)
     inputs = inputs | {"data": _data_digest()}
@@ -80,9 +79,20 @@ def train(
             preview=partial(_preview, folder, dataset, objective.pairs.degrade, upscale, tracker),
         )
         save(folder / "weights.safetensors", network)
-        clear(folder)
-        run_file.unlink(missing_ok=True)
         tracker.artifact(folder / "log.csv")
+
+
+def begin(*folders: Path) -> None:
+    """With `--fresh`, forgets what earlier trainings left to go on from."""
+    if "--fresh" in sys.argv[1:]:
+        finish(*folders)
+
+
+def finish(*folders: Path) -> None:
+    """Removes what a training goes on from; its results stay."""
+    for folder in folders:
+        clear(folder)
+        (folder / "run_id").unlink(missing_ok=True)
 
 
 def _data_digest() -> str:

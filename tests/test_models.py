@@ -86,6 +86,17 @@ def test_unet_takes_any_width_condition_and_patch(dim: int, condition: list[str]
         assert out.shape == (2, 3, h * scale, w * scale)
 
 
+def test_two_branches_are_mixed_by_the_detail_map():
+    unet = build_unet(params(unet={"branches": 2}).unet, 4)
+    x, t, condition = torch.rand(1, 48, 8, 8), torch.tensor([1]), torch.rand(1, 96, 8, 8)
+    detail, smooth, half = (unet(x, t, condition, torch.full((1, 1, 32, 32), w)) for w in (1.0, 0.0, 0.5))
+    assert distance(detail, smooth) > 1e-3
+    assert distance(half, (detail + smooth) / 2) < 1e-5
+    single = build_unet(params().unet, 4)
+    single.load_state_dict({k: v for k, v in unet.state_dict().items() if not k.startswith("smooth.")})
+    assert torch.equal(single(x, t, condition), detail)
+
+
 def test_what_lies_beyond_the_edge_does_not_reach_the_picture():
     """A map that is no multiple of the window is continued: its places must not see the continuation."""
     mask = attention_mask(5, 5, 8, 0, CPU)[0, 0]

@@ -119,6 +119,17 @@ def evaluate(options: argparse.Namespace) -> None:
         raise ImageError(f"{len(failed)} measurements failed: {failed[0]['picture']}: {failed[0]['reason']}")
 
 
+def import_official(options: argparse.Namespace) -> None:
+    """The authors' checkpoints as one weights file of ours."""
+    from upsr.checkpoint import save_weights
+    from upsr.models.official import convert
+
+    weights, settings = convert(options.atd, options.unet, options.category_size)
+    path = options.output / "weights.safetensors"
+    save_weights(path, weights, settings)
+    print(f"{path}: {' and '.join(name for name in ('atd', 'unet') if name in settings)}, x{settings['scale']}")
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line, every option with its default."""
     top = argparse.ArgumentParser(prog="upsr", description="Uncertainty-guided diffusion super-resolution.")
@@ -129,12 +140,15 @@ def parser() -> argparse.ArgumentParser:
         formatter = argparse.ArgumentDefaultsHelpFormatter
         added = commands.add_parser(name, help=about, description=about, formatter_class=formatter)
         added.set_defaults(run=run)
+        return added
+
+    def with_model(added: argparse.ArgumentParser) -> argparse.ArgumentParser:
         added.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
         added.add_argument("--seed", type=int, default=0, help="same seed, same picture")
         added.add_argument("--tile", type=int, default=128, help="side of a tile in LR pixels; bounds the memory")
         return added
 
-    up = command("upscale", upscale, "make pictures four times as large")
+    up = with_model(command("upscale", upscale, "make pictures four times as large"))
     up.add_argument("input", nargs="+", help="pictures or folders of pictures")
     up.add_argument("-o", "--output", required=True, help="a folder, or a file for a single picture")
     up.add_argument("--model", default=MODEL, help="a weights file or the folder that holds it")
@@ -142,7 +156,7 @@ def parser() -> argparse.ArgumentParser:
     up.add_argument("--steps", type=int, default=0, help="sampling steps (0: as trained)")
     up.add_argument("--save-maps", action="store_true", help="write uncertainty and noise weight beside each picture")
 
-    ev = command("evaluate", evaluate, "measure a model on a folder with HR/ and LRx4/")
+    ev = with_model(command("evaluate", evaluate, "measure a model on a folder with HR/ and LRx4/"))
     ev.add_argument("--model", default=MODEL, help="`bicubic`, a weights file or the folder that holds it")
     ev.add_argument("--benchmark", required=True, help="the folder")
     ev.add_argument("--protocol", choices=["basicsr", "upsr"], default="basicsr", help="what PSNR and SSIM see")
@@ -150,6 +164,12 @@ def parser() -> argparse.ArgumentParser:
     ev.add_argument("--weights", default="data/metric_weights", help="where the metrics' weights are")
     ev.add_argument("--scale", type=int, default=4, help="for `bicubic`, which has none of its own")
     ev.add_argument("--json", type=Path, help="write means and rows to this file")
+
+    im = command("import-official", import_official, "make a model of the authors' checkpoints; nothing in them is run")
+    im.add_argument("--atd", type=Path, required=True, help="their `atd_real.pth`")
+    im.add_argument("--unet", type=Path, help="their `upsr.pth` (without it: a model of ATD alone)")
+    im.add_argument("-o", "--output", type=Path, required=True, help="the model's folder")
+    im.add_argument("--category-size", type=int, default=128, help="ATD's, which its file does not tell")
     return top
 
 

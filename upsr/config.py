@@ -55,7 +55,7 @@ class Data(Section):
     holdout: tuple[str, ...]
     """Names (without suffix) kept for evaluation, never trained on."""
     holdout_side: Positive
-    """Held-out pictures are cut to at most this side, so that a sample-scale run stays short."""
+    """Held-out pictures are shrunk to at most this side, so that a sample-scale run stays short."""
     on_corrupt: Literal["fail", "skip"]
     """What an unreadable picture does: stop the stage, or be left out, named and counted."""
 
@@ -140,6 +140,8 @@ class Atd(Section):
     mlp_ratio: Annotated[float, Field(gt=0)]
     lpips_weight: Annotated[float, Field(ge=0)]
     """Weight of LPIPS beside L1 in the loss."""
+    schedule: Literal["direct_x4", "x2_then_x4"]
+    """`direct_x4`: the network of `scale` from nothing; `x2_then_x4`: from the body of a ×2 network, trained first."""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -165,6 +167,8 @@ class Unet(Section):
     lr_size: Positive
     """Side of the LR patches that the attention is laid out for: a level whose map is no larger than a window at
     that size is never shifted."""
+    branches: Literal[1, 2]
+    """With 2, a second decoder makes the smooth structure, and the uncertainty mixes the two."""
     official_mask: bool
     """Repeat the released network's mask of shifted windows, which its weights need, instead of the right one."""
 
@@ -196,7 +200,7 @@ class Diffusion(Section):
 
 class Uncertainty(Section):
     variant: Literal["isotropic", "residual"]
-    floor: Annotated[float, Field(gt=0, le=1)]
+    floor: Annotated[float, Field(gt=0, lt=1)]
     """b: the least weight."""
     psi_max: Annotated[float, Field(gt=0)]
     """The residual at which the weight reaches 1."""
@@ -220,21 +224,26 @@ class Train(Section):
     """`official` repeats the released code: a [-1, 1] picture handed to a metric that expects [0, 1]."""
 
 
-class Recipe(Section):
-    """What one training sets for itself."""
+class Rate(Section):
+    """How long a training is, and its rate along the way."""
 
     steps: Positive
     """Optimizer steps."""
+    lr: Annotated[float, Field(gt=0)]
+    warmup: Annotated[int, Field(ge=0)]
+    milestones: tuple[Positive, ...]
+    """Steps at which the rate is halved."""
+
+
+class Recipe(Rate):
+    """What one training sets for itself."""
+
     batch: Positive
     """Samples per optimizer step, over all processes."""
     micro_batch: Positive
     """Samples per forward and process; the rest is accumulated."""
     patch: Positive
     """Side of an HR training patch."""
-    lr: Annotated[float, Field(gt=0)]
-    warmup: Annotated[int, Field(ge=0)]
-    milestones: tuple[Positive, ...]
-    """Steps at which the rate is halved."""
     betas: tuple[Probability, Probability]
     weight_decay: Annotated[float, Field(ge=0)]
     ema: Annotated[float, Field(ge=0, lt=1)]
@@ -248,6 +257,11 @@ class Recipe(Section):
         if self.batch % self.micro_batch:
             raise ValueError(f"batch {self.batch} is not a multiple of micro_batch {self.micro_batch}")
         return self
+
+
+class AtdRecipe(Recipe):
+    x2: Rate
+    """What the ×2 training of `atd.schedule: x2_then_x4` has of its own; its LR patches are as large as those of ×4."""
 
 
 class UnetRecipe(Recipe):
@@ -279,9 +293,21 @@ class Params(Section):
     diffusion: Diffusion
     uncertainty: Uncertainty
     train: Train
-    train_atd: Recipe
+    train_atd: AtdRecipe
     train_unet: UnetRecipe
     evaluate: Evaluate
+
+    @model_validator(mode="after")
+    def _branches_have_a_mix(self) -> Self:
+        if self.unet.branches == 2 and self.uncertainty.variant == "isotropic":
+            raise ValueError("unet.branches is 2, but uncertainty.variant `isotropic` has no map to mix them by: use 1")
+        return self
+
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> Self:
+        if self.atd.schedule == "x2_then_x4" and self.scale != 4:
+            raise ValueError(f"atd.schedule `x2_then_x4` needs scale 4, not {self.scale}: set atd.schedule: direct_x4")
+        return self
 
 
 S = TypeVar("S", bound=Section)

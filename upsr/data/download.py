@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from tqdm import tqdm
 
@@ -69,7 +70,7 @@ def _take(
         data, rgb = _read(photo)
         target = out_dir / f"{photo.name}{photo.path.suffix}"
         if photo.name in holdout:
-            rgb = _cut(rgb, max_side, scale, photo)
+            rgb = _shrink(rgb, max_side, scale, photo)
             data, target = encode_png(rgb), holdout_dir / f"{photo.name}.png"
     except images.ImageError as error:
         return str(error)
@@ -96,13 +97,15 @@ def _read(photo: Photo) -> tuple[bytes, np.ndarray]:
     return data, images.as_rgb8(images.decode(data, photo.path))
 
 
-def _cut(rgb: np.ndarray, max_side: int, scale: int, photo: Photo) -> np.ndarray:
-    """The centre of (H, W, 3), at most `max_side` a side, sides a multiple of `scale`."""
-    height, width = (min(side, max_side) // scale * scale for side in rgb.shape[:2])
+def _shrink(rgb: np.ndarray, max_side: int, scale: int, photo: Photo) -> np.ndarray:
+    """(H, W, 3) shrunk to at most `max_side` a side, sides a multiple of `scale`: the whole picture stays in view."""
+    factor = min(1, max_side / max(rgb.shape[:2]))
+    height, width = (int(side * factor) // scale * scale for side in rgb.shape[:2])
     if not height or not width:
         raise DataError(f"data.holdout: {photo.path} is narrower than {scale} pixels: choose another picture")
-    top, left = (rgb.shape[0] - height) // 2, (rgb.shape[1] - width) // 2
-    return rgb[top : top + height, left : left + width]
+    if factor == 1:
+        return rgb[:height, :width]
+    return cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA)
 
 
 def _put(path: Path, data: bytes) -> None:

@@ -8,7 +8,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from upsr.diffusion.process import Process
+from upsr.config import Diffusion, Uncertainty, Unet
+from upsr.diffusion.process import Process, build_process
+from upsr.diffusion.schedule import respace
 
 NOISE_SHARE = 0.3  # E[w²] that the released code assumes when it scales the network's input
 
@@ -31,7 +33,8 @@ def upsample(lr: Tensor, scale: int) -> Tensor:
 class Denoiser(nn.Module):
     """`denoiser(x_t, t, condition, y_up, weight) -> x̂0`, all pictures (B, 3, H, W) in [-1, 1], t (B,) from 1.
 
-    `times` are those of the chain's steps that are visited, all by default; t counts them.
+    `times` are those of the chain's steps that are visited, all by default; t counts them. `mix_floor` is b of a
+    network with two branches, which is also handed W = (w−b)/(1−b), the share of its detail branch.
     """
 
     sqrt_eta: Tensor
@@ -46,13 +49,14 @@ class Denoiser(nn.Module):
         condition: Sequence[Literal["sr", "bicubic"]],
         predict: Literal["x0", "epsilon"],
         times: Sequence[int] | None = None,
+        mix_floor: float | None = None,
     ) -> None:
         super().__init__()
         self.network, self.kappa = network, process.kappa
         times = range(1, process.steps + 1) if times is None else times
         self.register_buffer("sqrt_eta", process.respaced(times).sqrt_eta, persistent=False)
         self.register_buffer("times", torch.tensor([0, *times]), persistent=False)
-        self.scale, self.images, self.predict = scale, tuple(condition), predict
+        self.scale, self.images, self.predict, self.mix_floor = scale, tuple(condition), predict, mix_floor
 
     @property
     def process(self) -> Process:
@@ -67,7 +71,10 @@ class Denoiser(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, condition: Tensor, y_up: Tensor, weight: Tensor) -> Tensor:
         eta = self.process.eta(t)
         scaled = x_t / (NOISE_SHARE * self.process.kappa**2 * eta + 0.25).sqrt()
-        output = self.network(F.pixel_unshuffle(scaled, self.scale), self.times[t] - 1, condition).float()
+        inputs = [F.pixel_unshuffle(scaled, self.scale), self.times[t] - 1, condition]
+        if self.mix_floor is not None:
+            inputs.append((weight - self.mix_floor) / (1 - self.mix_floor))  # W of w = b + (1−b) W
+        output = self.network(*inputs).float()
         if self.predict == "x0":
             return output
         return self.process.x0_from_epsilon(x_t, output, y_up, weight, t)
@@ -95,3 +102,18 @@ class Denoiser(nn.Module):
             return x0 if self.predict == "x0" else x0.clamp(-1, 1)
 
         return denoise
+
+
+def build_denoiser(
+    network: nn.Module, *, unet: Unet, diffusion: Diffusion, uncertainty: Uncertainty, scale: int, steps: int = 0
+) -> Denoiser:
+    """The denoiser of a network and its sections; with fewer `steps` than it was trained with where they are given."""
+    return Denoiser(
+        network,
+        build_process(diffusion),
+        scale=scale,
+        condition=unet.condition,
+        predict=diffusion.predict,
+        times=respace(diffusion.steps, steps or diffusion.steps),
+        mix_floor=uncertainty.floor if unet.branches == 2 else None,
+    )

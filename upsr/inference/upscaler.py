@@ -12,11 +12,9 @@ from torch import Tensor
 
 from upsr.checkpoint import load_weights, section
 from upsr.config import Atd, Diffusion, Uncertainty, Unet
-from upsr.diffusion.denoiser import Denoiser, to_signed, to_unit, upsample
+from upsr.diffusion.denoiser import Denoiser, build_denoiser, to_signed, to_unit, upsample
 from upsr.diffusion.noise import field
-from upsr.diffusion.process import build_process
 from upsr.diffusion.samplers import sample
-from upsr.diffusion.schedule import respace
 from upsr.diffusion.uncertainty import Isotropic, Residual, build_uncertainty
 from upsr.images import pad_to, resize, round8, to_image, to_tensor
 from upsr.inference.tiling import blend
@@ -84,19 +82,12 @@ class Upscaler:
             return cls(atd, None, device=device, dtype=dtype)
         cfg = section(settings, "unet", Unet, path)
         chain = section(settings, "diffusion", Diffusion, path)
+        noise = section(settings, "uncertainty", Uncertainty, path)
         network = build_unet(cfg, scale)
         network.load_state_dict(_below(weights, "unet."))
-        denoiser = Denoiser(
-            network,
-            build_process(chain),
-            scale=scale,
-            condition=cfg.condition,
-            predict=chain.predict,
-            times=respace(chain.steps, steps or chain.steps),
-        )
-        uncertainty = build_uncertainty(section(settings, "uncertainty", Uncertainty, path))
+        denoiser = build_denoiser(network, unet=cfg, diffusion=chain, uncertainty=noise, scale=scale, steps=steps)
         multiple = cfg.window * 2 ** (len(cfg.channel_mult) - 1)
-        diffuser = Diffuser(denoiser.to(device).eval(), uncertainty, chain.sampler_eta, multiple)
+        diffuser = Diffuser(denoiser.to(device).eval(), build_uncertainty(noise), chain.sampler_eta, multiple)
         return cls(atd, diffuser, device=device, dtype=dtype)
 
     def __call__(self, image: np.ndarray, *, seed: int = 0, tile: int = 128) -> np.ndarray:

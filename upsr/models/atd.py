@@ -300,7 +300,7 @@ def _initialise(module: nn.Module) -> None:
 
 def build_atd(cfg: Atd, scale: int) -> ATD:
     """A fresh network from the section `atd`."""
-    return ATD(scale=scale, **cfg.model_dump(exclude={"lpips_weight"}))
+    return ATD(scale=scale, **cfg.model_dump(exclude={"lpips_weight", "schedule"}))
 
 
 def load_official_atd(state_dict: dict[str, Tensor], config: dict[str, Any]) -> ATD:

@@ -1,7 +1,7 @@
 """The Swin UNet of UPSR, the denoiser's network. Attribute names are the official ones (they load `upsr.pth`)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -70,12 +70,63 @@ class Block(nn.Sequential):
         return x
 
 
-class UNet(nn.Module):
+class Decoder(nn.Module):
+    """The way up of a UNet, and the convolutions that bring its features to a picture at HR size."""
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        *,
+        scale: int,
+        res_blocks: int,
+        tail_dim: int,
+        residual: Callable[[int, int], ResBlock],
+        swin: Callable[[int, int], SwinStage],
+    ) -> None:
+        super().__init__()
+        self.scale = scale
+        skips = skip_widths(widths, res_blocks)
+        channels = widths[-1]
+        self.output_blocks = nn.ModuleList()
+        for level, width in reversed(list(enumerate(widths))):
+            for i in range(res_blocks + 1):
+                block: list[nn.Module] = [residual(channels + skips.pop(), width)]
+                channels = width
+                if i == 0:
+                    block.append(swin(channels, level))
+                if level and i == res_blocks:
+                    block.append(Upsample(channels))
+                self.output_blocks.append(Block(*block))
+        self.conv_before_upsample = nn.Sequential(nn.Conv2d(channels, tail_dim, 3, padding=1), nn.LeakyReLU())
+        self.conv_up1 = nn.Conv2d(tail_dim, tail_dim, 3, padding=1)
+        if scale == 4:
+            self.conv_up2 = nn.Conv2d(tail_dim, tail_dim, 3, padding=1)
+        self.conv_hr = nn.Conv2d(tail_dim, tail_dim, 3, padding=1)
+        self.conv_last = nn.Conv2d(tail_dim, 3, 3, padding=1)
+
+    def decode(self, h: Tensor, skips: Sequence[Tensor], embedding: Tensor) -> Tensor:
+        """The middle's features and those kept on the way down, the last one used first -> (B, 3, s·h, s·w)."""
+        for block, skip in zip(self.output_blocks, reversed(skips), strict=True):
+            h = block(torch.cat([h, skip], dim=1), embedding)
+        h = self.conv_before_upsample(h)
+        for conv in [self.conv_up1, self.conv_up2] if self.scale == 4 else [self.conv_up1]:
+            h = F.leaky_relu(conv(F.interpolate(h, scale_factor=2, mode="nearest")), 0.2)
+        return self.conv_last(F.leaky_relu(self.conv_hr(h), 0.2))
+
+
+def skip_widths(widths: Sequence[int], res_blocks: int) -> list[int]:
+    """Channels of what is kept on the way down: the first convolution, every residual block, every downsampling."""
+    last = len(widths) - 1
+    return [widths[0]] + [w for i, w in enumerate(widths) for _ in range(res_blocks + (i < last))]
+
+
+class UNet(Decoder):
     """Noisy picture, time step, condition -> picture at HR size.
 
     `lr_size` is the side of the LR patches that the attention is laid out for: a level whose map is no larger than
     a window at that size is never shifted (official: 64). `official_mask`: see `windows.attention_mask`.
-    Any multiple of `downscale` is a valid LR size.
+    With two `branches` a second decoder, `smooth`, makes the smooth structure; the UNet's own decoder, which has the
+    official names, makes detail and texture. Any multiple of `downscale` is a valid LR size.
     """
 
     def __init__(
@@ -94,15 +145,10 @@ class UNet(nn.Module):
         condition_images: int = 2,
         lr_size: int = 64,
         official_mask: bool = False,
+        branches: int = 1,
     ) -> None:
-        super().__init__()
-        self.scale, self.dim, self.window = scale, dim, window
-        self.downscale = 2 ** (len(channel_mult) - 1)
-        time_dim = 4 * dim
-        self.time_embed = nn.Sequential(nn.Linear(dim, time_dim), nn.SiLU(), nn.Linear(time_dim, time_dim))
-
         def residual(channels: int, out_channels: int) -> ResBlock:
-            return ResBlock(channels, out_channels, time_dim)
+            return ResBlock(channels, out_channels, 4 * dim)
 
         def swin(channels: int, level: int) -> SwinStage:
             return SwinStage(
@@ -117,44 +163,36 @@ class UNet(nn.Module):
             )
 
         widths = [dim * mult for mult in channel_mult]
-        last = len(widths) - 1
+        decoder: dict[str, Any] = {
+            "widths": widths,
+            "scale": scale,
+            "res_blocks": res_blocks,
+            "tail_dim": tail_dim,
+            "residual": residual,
+            "swin": swin,
+        }
+        super().__init__(**decoder)
+        self.dim, self.downscale = dim, 2 ** (len(widths) - 1)
+        self.time_embed = nn.Sequential(nn.Linear(dim, 4 * dim), nn.SiLU(), nn.Linear(4 * dim, 4 * dim))
         channels = widths[0]
-        self.input_blocks = nn.ModuleList(
-            [Block(nn.Conv2d(3 * scale**2 * (1 + condition_images), channels, 3, padding=1))]
-        )
-        skips = [channels]
+        first = nn.Conv2d(3 * scale**2 * (1 + condition_images), channels, 3, padding=1)
+        self.input_blocks = nn.ModuleList([Block(first)])
         for level, width in enumerate(widths):
             for i in range(res_blocks):
                 layers = [residual(channels, width)] + ([swin(width, level)] if i == 0 else [])
                 self.input_blocks.append(Block(*layers))
                 channels = width
-                skips.append(channels)
-            if level < last:
+            if level < len(widths) - 1:
                 self.input_blocks.append(Block(Downsample(channels)))
-                skips.append(channels)
+        middle = swin(channels, len(widths) - 1)
+        self.middle_block = Block(residual(channels, channels), middle, residual(channels, channels))
+        self.smooth = Decoder(**decoder) if branches == 2 else None
 
-        self.middle_block = Block(residual(channels, channels), swin(channels, last), residual(channels, channels))
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor, detail: Tensor | None = None) -> Tensor:
+        """x (B, 3s², h, w) scaled, t (B,) from 0, condition (B, images·3s², h, w) -> (B, 3, s·h, s·w).
 
-        self.output_blocks = nn.ModuleList()
-        for level, width in reversed(list(enumerate(widths))):
-            for i in range(res_blocks + 1):
-                block: list[nn.Module] = [residual(channels + skips.pop(), width)]
-                channels = width
-                if i == 0:
-                    block.append(swin(channels, level))
-                if level and i == res_blocks:
-                    block.append(Upsample(channels))
-                self.output_blocks.append(Block(*block))
-
-        self.conv_before_upsample = nn.Sequential(nn.Conv2d(dim, tail_dim, 3, padding=1), nn.LeakyReLU())
-        self.conv_up1 = nn.Conv2d(tail_dim, tail_dim, 3, padding=1)
-        if scale == 4:
-            self.conv_up2 = nn.Conv2d(tail_dim, tail_dim, 3, padding=1)
-        self.conv_hr = nn.Conv2d(tail_dim, tail_dim, 3, padding=1)
-        self.conv_last = nn.Conv2d(tail_dim, 3, 3, padding=1)
-
-    def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        """x (B, 3s², h, w) scaled, t (B,) from 0, condition (B, images·3s², h, w) -> (B, 3, s·h, s·w)."""
+        `detail`: W in [0, 1], (B, 1 or 3, s·h, s·w); two branches give W ⊙ detail + (1−W) ⊙ smooth.
+        """
         embedding = self.time_embed(timestep_embedding(t, self.dim))
         h = torch.cat([x, condition], dim=1)
         skips = []
@@ -162,15 +200,11 @@ class UNet(nn.Module):
             h = block(h, embedding)
             skips.append(h)
         h = self.middle_block(h, embedding)
-        for block in self.output_blocks:
-            h = block(torch.cat([h, skips.pop()], dim=1), embedding)
-        return self._to_hr(h)
-
-    def _to_hr(self, h: Tensor) -> Tensor:
-        h = self.conv_before_upsample(h)
-        for conv in [self.conv_up1, self.conv_up2] if self.scale == 4 else [self.conv_up1]:
-            h = F.leaky_relu(conv(F.interpolate(h, scale_factor=2, mode="nearest")), 0.2)
-        return self.conv_last(F.leaky_relu(self.conv_hr(h), 0.2))
+        out = self.decode(h, skips, embedding)
+        if self.smooth is None:
+            return out
+        assert detail is not None
+        return detail * out + (1 - detail) * self.smooth.decode(h, skips, embedding)
 
 
 def build_unet(cfg: Unet, scale: int) -> UNet:

@@ -148,7 +148,7 @@ def fit(
 
             # -- what survives
             signal_number = stopped.agreed(accelerator)
-            if (step + 1) % train.save_every == 0 or signal_number:
+            if (step + 1) % train.save_every == 0 or step + 1 == recipe.steps or signal_number:
                 save()
             if signal_number:
                 raise SystemExit(128 + signal_number)
@@ -264,8 +264,8 @@ def _open_log(path: Path, start: int) -> Path:
     rows = []
     if start and path.is_file():
         with path.open(newline="") as file:
-            header, *rows = list(csv.reader(file))
-            rows = [header, *(row for row in rows if int(row[0]) <= start)]
+            rows = list(csv.reader(file))
+        rows = rows[:1] + [row for row in rows[1:] if int(row[0]) <= start]
     with atomic(path) as temporary, temporary.open("w", newline="") as file:
         csv.writer(file).writerows(rows)
     return path

@@ -1,0 +1,172 @@
+"""The whole chain by DVC, at a tiny scale, in a clone of the project: what a newcomer and a daily user see."""
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT, settings
+
+from upsr.checkpoint import load_weights
+from upsr.images import read, write
+
+pytestmark = pytest.mark.slow
+ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_", "PREFECT_"))} | {
+    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    "GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@t", "GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t@t",
+}  # fmt: skip
+
+
+class Project:
+    """A clone of the project with tiny settings, that commands are run in."""
+
+    def __init__(self, root: Path, weights: Path) -> None:
+        self.root = root
+        files = subprocess.check_output(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, text=True)
+        for name in set(files.splitlines()) - {"dvc.lock"}:
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, root / name)
+        shutil.copytree(weights, root / "data" / "metric_weights")  # not fetched again
+        self.set(settings())
+        self("git", "init", "-q")
+        self("git", "add", "-A")
+        self("git", "commit", "-q", "-m", "tiny")
+
+    def set(self, values: dict) -> None:
+        (self.root / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+
+    def start(self, *command: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            command, cwd=self.root, env=ENVIRONMENT | {"PYTHONPATH": str(self.root)}, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+
+    def __call__(self, *command: str, fails: bool = False) -> str:
+        process = self.start(*command)
+        output = process.communicate(timeout=400)[0]
+        assert (process.returncode != 0) == fails, output
+        return output
+
+    def json(self, path: str) -> dict:
+        return json.loads((self.root / path).read_text())
+
+    def mlflow(self, query: str) -> list[tuple]:
+        with sqlite3.connect(self.root / "mlflow.db") as store:
+            return store.execute(query).fetchall()
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Project:
+    made = Project(tmp_path_factory.mktemp("chain") / "upsr", weights)
+    made("dvc", "repro")
+    made("git", "add", "-A")
+    made("git", "commit", "-q", "-m", "results")
+    return made
+
+
+def test_the_chain_leaves_what_it_promises(project: Project):
+    means = project.json("reports/evaluate/metrics.json")["holdout"]
+    assert set(means) == {"bicubic", "atd", "upsr"}
+    assert all({"psnr", "ssim", "lpips", "seconds"} <= set(values) for values in means.values())
+    for network in ("atd", "unet"):
+        weights, written = load_weights(project.root / "models" / network / "weights.safetensors")
+        assert written[network]["dim"] == 16
+        assert any(name.startswith(f"{network}.") for name in weights)
+        assert not list((project.root / "models" / network).glob("state-*"))
+    page = (project.root / "reports" / "index.html").read_text()
+    assert f"{means['upsr']['psnr']:.2f}" in page
+
+
+def test_mlflow_agrees_with_the_metrics_and_knows_where_they_came_from(project: Project):
+    means = project.json("reports/evaluate/metrics.json")["holdout"]
+    for model, name in (("upsr", "holdout/psnr"), ("bicubic", "holdout/psnr_bicubic")):
+        assert project.mlflow(f"select value from latest_metrics where key = '{name}'")[0][0] == means[model]["psnr"]
+    experiments = {name for (name,) in project.mlflow("select name from experiments")}
+    assert {"train-atd", "train-unet", "evaluate"} <= experiments
+    commit = project("git", "rev-parse", "HEAD~1").strip()
+    tags = project.mlflow("select value from tags where key = 'git.commit'")
+    assert [value for (value,) in tags] == [commit] * 3
+    assert len(project.mlflow("select value from params where key = 'unet.dim' and value = '16'")) == 2
+    assert {status for (status,) in project.mlflow("select status from runs")} == {"FINISHED"}
+    assert project.mlflow("select count(*) from metrics where key = 'loss'")[0][0] == 4  # a row per two steps
+
+
+def test_a_second_repro_finds_nothing_to_do(project: Project):
+    start = time.monotonic()
+    assert "Data and pipelines are up to date" in project("dvc", "repro")
+    assert time.monotonic() - start < 30
+
+
+def test_the_trained_weights_upscale_a_picture_of_any_size(project: Project):
+    source = read(project.root / "data" / "benchmarks" / "holdout" / "HR" / "coffee.png")[:21, :33]
+    write(project.root / "odd.png", source)
+    project(sys.executable, "-m", "upsr", "upscale", "odd.png", "-o", "out.png")
+    assert read(project.root / "out.png").shape == (84, 132, 3)
+    (project.root / "odd.png").unlink()
+
+
+@pytest.mark.parametrize("place", [[], ["--temp"]])
+def test_an_experiment_trains_the_unet_alone_and_stands_beside_the_first(project: Project, place: list[str]):
+    name = f"wide{len(place)}"
+    output = project("dvc", "exp", "run", *place, "-n", name, "-S", "unet.dim=32", "-S", f"seed={len(place)}")
+    if not place:
+        assert "Stage 'train_atd' didn't change, skipping" in output
+    shown = project("dvc", "exp", "show", "--csv", "--only-changed")
+    assert name in shown
+    assert len(project.mlflow(f"select * from tags where key = 'dvc.experiment' and value = '{name}'")) >= 2
+    dims = {value for (value,) in project.mlflow("select value from params where key = 'unet.dim'")}
+    assert dims == {"16", "32"}
+    artifacts = {uri for (uri,) in project.mlflow("select artifact_uri from runs")}
+    assert all(uri.startswith((project.root / "mlartifacts").as_uri()) for uri in artifacts)
+    project("git", "checkout", "-q", "--", ".")
+    project("dvc", "checkout", "-q")
+
+
+def until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_training_that_was_killed_half_way_resumes_and_ends_alike(project: Project):
+    """SIGKILL to the whole group; `dvc repro` again goes on from the last state, bit for bit."""
+    project.set(settings(train_unet={"steps": 12}))
+    folder = project.root / "models" / "unet"
+    process = project.start("dvc", "repro", "train_unet")
+    until(lambda: any(folder.glob("state-*.pt")), process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    output = project("dvc", "repro", "train_unet")
+    assert "resuming from step" in output
+    resumed = (folder / "weights.safetensors").read_bytes()
+    project("dvc", "repro", "--force", "--single-item", "train_unet")
+    assert (folder / "weights.safetensors").read_bytes() == resumed
+    project("git", "checkout", "-q", "--", ".")
+    project("dvc", "checkout", "-q")
+
+
+def test_a_state_of_other_settings_is_refused_with_the_key(project: Project):
+    project.set(settings(train_unet={"steps": 200}))
+    folder = project.root / "models" / "unet"
+    process = project.start("dvc", "repro", "train_unet")
+    until(lambda: any(folder.glob("state-*.pt")), process)
+    os.killpg(process.pid, signal.SIGTERM)
+    process.wait()
+    project.set(settings(train_unet={"steps": 201}))
+    output = project("dvc", "repro", "train_unet", fails=True)
+    assert "recipe.steps: 200 -> 201" in output
+    assert "--fresh" in output
+    for state in folder.glob("state-*.pt"):
+        state.unlink()
+    project("git", "checkout", "-q", "--", ".")
+    project("dvc", "checkout", "-q", "--force")

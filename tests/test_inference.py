@@ -1,0 +1,220 @@
+"""Upscaling: any picture, any tile, one noise field; and the command line around it."""
+
+import json
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, params
+from torch import Tensor
+
+from upsr import images
+from upsr.__main__ import main
+from upsr.checkpoint import save_weights
+from upsr.inference.maps import heat_map
+from upsr.inference.tiling import blend, starts
+from upsr.inference.upscaler import Upscaler
+from upsr.models import build_atd, build_unet
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny UPSR, untrained but alive: its networks do something everywhere."""
+    torch.manual_seed(0)
+    p = params(unet={"dim": 16, "window": 4, "lr_size": 8, "branches": 2}, diffusion={"steps": 3, "sampler_eta": 0.5})
+    atd = build_atd(p.atd, 4)
+    weights = {f"atd.{k}": v for k, v in atd.state_dict().items()}
+    weights |= {f"unet.{k}": v for k, v in build_unet(p.unet, 4).state_dict().items()}
+    settings = {"scale": 4, "atd": p.atd, "unet": p.unet, "diffusion": p.diffusion, "uncertainty": p.uncertainty}
+    folder = tmp_path_factory.mktemp("model")
+    save_weights(folder / "weights.safetensors", weights, settings)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def upscaler(model: Path) -> Upscaler:
+    return Upscaler.from_pretrained(model)
+
+
+def picture(height: int, width: int, channels: int = 3, dtype: type = np.uint8) -> np.ndarray:
+    return np.random.default_rng(1).integers(0, np.iinfo(dtype).max, (height, width, channels), dtype=dtype)
+
+
+# Tiling
+
+
+@pytest.mark.parametrize("length", [1, 7, 8, 9, 20, 100])
+def test_tiles_cover_everything_and_overlap(length: int):
+    found = starts(length, 8, 2)
+    assert found[0] == 0
+    assert found[-1] + min(8, length) == length
+    assert all(0 < b - a <= 6 for a, b in pairwise(found))
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (8, 8), (9, 30), (37, 21)])
+def test_tiles_of_a_local_function_join_to_the_whole(height: int, width: int):
+    def double(part: Tensor, top: int, left: int) -> Tensor:
+        return part.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+    x = torch.rand(1, 3, height, width)
+    bands = list(blend(x, double, scale=2, tile=8, overlap=2))
+    assert [row for row, _ in bands] == list(np.cumsum([0] + [b.shape[2] for _, b in bands[:-1]]))
+    assert torch.allclose(torch.cat([b for _, b in bands], 2), double(x, 0, 0), atol=1e-6)
+
+
+def test_seams_fade():
+    """Two tiles that disagree are joined by a ramp: no step is larger than the ramp's."""
+
+    def constant(part: Tensor, top: int, left: int) -> Tensor:
+        return torch.full((1, 1, part.shape[2], part.shape[3]), float(left > 0))
+
+    joined = torch.cat([b for _, b in blend(torch.zeros(1, 3, 4, 24), constant, scale=1, tile=16, overlap=8)], 2)
+    assert joined[0, 0, 0, 0] == 0
+    assert joined[0, 0, 0, -1] == 1
+    assert joined.diff(dim=3).abs().max() < 0.2
+
+
+# Upscaling
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (7, 5), (33, 20)])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_any_picture_keeps_its_kind(upscaler: Upscaler, size: tuple[int, int], channels: int, dtype: type):
+    out = upscaler(picture(*size, channels, dtype), tile=16)
+    assert out.shape == (4 * size[0], 4 * size[1], channels)
+    assert out.dtype == dtype
+
+
+def test_alpha_is_carried_along(upscaler: Upscaler):
+    image = picture(8, 8, 4)
+    image[:, :, 3] = 255
+    out = upscaler(image)
+    assert (out[:, :, 3] == 255).all()
+    assert np.array_equal(out[:, :, :3], upscaler(image[:, :, :3]))
+
+
+def test_the_seed_alone_decides(upscaler: Upscaler):
+    image = picture(20, 20)
+    assert np.array_equal(upscaler(image, seed=1), upscaler(image, seed=1))
+    assert not np.array_equal(upscaler(image, seed=1), upscaler(image, seed=2))
+
+
+def test_tiles_see_one_noise_field(model: Path):
+    """With a network that sees a place alone, tiled and untiled are one picture, whatever the tile."""
+    upscaler = Upscaler.from_pretrained(model)
+
+    class Pointwise(torch.nn.Module):
+        def forward(self, x: Tensor, t: Tensor, condition: Tensor, detail: Tensor) -> Tensor:
+            return torch.nn.functional.pixel_shuffle(0.3 * x + 0.1 * condition[:, :48], 4)
+
+    class Nearest(torch.nn.Module):
+        def forward(self, lr: Tensor) -> Tensor:
+            return torch.nn.functional.interpolate(lr, scale_factor=4, mode="nearest")
+
+    upscaler.diffuser.denoiser.network, upscaler.atd = Pointwise(), Nearest()
+    x = images.to_tensor(np.full((40, 56, 3), 90, np.uint8))
+    whole = upscaler.upscale(x, seed=3, tile=64).picture
+    assert whole.std() > 0.01
+    for tile in (16, 32):
+        assert (upscaler.upscale(x, seed=3, tile=tile).picture - whole).abs().max() <= 1 / 255 + 1e-6
+
+
+def test_fewer_steps_and_g_alone(model: Path):
+    one = Upscaler.from_pretrained(model, steps=1)
+    assert one.diffuser is not None
+    assert one.diffuser.denoiser.process.steps == 1
+    image = picture(9, 9)
+    assert one(image).shape == (36, 36, 3)
+    with pytest.raises(ValueError, match="1 to 3"):
+        Upscaler.from_pretrained(model, steps=4)
+
+
+def test_maps_lie_where_they_should(upscaler: Upscaler):
+    result = upscaler.upscale(torch.rand(1, 3, 20, 24), tile=16)
+    assert result.picture.shape == (1, 3, 80, 96)
+    assert result.residual.shape == result.weight.shape == (1, 1, 80, 96)
+    assert result.residual.min() >= 0
+    assert 0.4 - 1e-6 <= result.weight.min() <= result.weight.max() <= 1 + 1e-6
+
+
+def test_a_map_shows_low_dark_and_high_bright_with_a_bar():
+    values = torch.linspace(0, 1, 64 * 64).view(1, 1, 64, 64)
+    shown = heat_map(values, 0, 1)
+    assert shown.shape == (64, 76, 3)
+    assert shown[2, 2].sum() < shown[60, 20].sum()
+    assert shown[-1, -1].sum() < shown[0, -1].sum()
+
+
+# The command line
+
+
+def upsr(*arguments: object) -> None:
+    main([str(a) for a in arguments])
+
+
+def test_files_and_folders(model: Path, tmp_path: Path):
+    for name in ("a", "b"):
+        images.write(tmp_path / "in" / f"{name}.png", picture(6, 7))
+    upsr("upscale", tmp_path / "in", "-o", tmp_path / "out", "--model", model)
+    assert images.read(tmp_path / "out" / "a.png").shape == (24, 28, 3)
+    upsr("upscale", tmp_path / "in" / "b.png", "-o", tmp_path / "one.jpg", "--model", model, "--save-maps")
+    assert {p.name for p in tmp_path.glob("one*")} == {"one.jpg", "one.residual.png", "one.weight.png"}
+    # the same picture, alone or among others
+    upsr("upscale", tmp_path / "in" / "b.png", "-o", tmp_path / "again", "--model", model)
+    assert (tmp_path / "again" / "b.png").read_bytes() == (tmp_path / "out" / "b.png").read_bytes()
+
+
+def test_one_bad_picture_is_named_and_the_others_are_done(model: Path, tmp_path: Path, capsys):
+    images.write(tmp_path / "in" / "good.png", picture(6, 7))
+    (tmp_path / "in" / "bad.png").write_text("no picture")
+    with pytest.raises(SystemExit) as end:
+        upsr("upscale", tmp_path / "in", "-o", tmp_path / "out", "--model", model)
+    assert end.value.code == 2
+    assert (tmp_path / "out" / "good.png").is_file()
+    errors = capsys.readouterr().err
+    assert "bad.png: not a readable" in errors
+    assert "1 of 2 pictures could not be upscaled" in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["upscale", "nowhere.png", "-o", "out", "--model", "MODEL"], "nowhere.png: cannot be read"),
+        (["upscale", "empty", "-o", "out", "--model", "MODEL"], "empty: no pictures there"),
+        (["upscale", "nowhere.png", "-o", "out", "--model", "nomodel"], "nomodel/weights.safetensors: no such"),
+        (["upscale", "nowhere.png", "-o", "out", "--model", "MODEL", "--steps", "9"], "1 to 3"),
+        (["evaluate", "--benchmark", "empty", "--model", "bicubic"], "empty: a benchmark without pictures"),
+    ],
+)
+def test_a_mistake_is_one_line(model: Path, tmp_path: Path, monkeypatch, capsys, arguments, message: str):
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    with pytest.raises(SystemExit) as end:
+        upsr(*(str(model) if a == "MODEL" else a for a in arguments))
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_evaluate_by_itself(tmp_path: Path, model: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        images.write(tmp_path / "set" / "HR" / f"{name}.png", picture(48, 48))
+        images.write(tmp_path / "set" / "LRx4" / f"{name}.png", picture(12, 12))
+    for which in ("bicubic", model):
+        upsr("evaluate", "--model", which, "--benchmark", "set", "--metrics", "--json", "out.json")
+        result = json.loads(Path("out.json").read_text())
+        assert result["pictures"] == 2
+        assert result["mean"]["psnr"] == pytest.approx(np.mean([row["psnr"] for row in result["rows"]]))
+
+
+def test_help_says_what_there_is():
+    done = subprocess.run([sys.executable, "-m", "upsr", "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert "upscale" in done.stdout
+    assert "evaluate" in done.stdout

@@ -1,0 +1,134 @@
+"""The authors' published checkpoints, `atd_real.pth` and `upsr.pth`, as weights and settings of ours.
+
+The shapes tell every width, depth, window, number of heads and the scale, so that other sizes are read too; the
+UNet's masks tell `lr_size`. ATD's `category_size` is told by nothing, nor are the chain and the uncertainty: these
+are the paper's values. The authors' weight of LPIPS is not known; 0 stands for it, and upscaling does not read it.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch.nn as nn
+from torch import Tensor
+
+from upsr.checkpoint import CheckpointError, load_official
+from upsr.config import Atd, Diffusion, Section, Uncertainty, Unet
+from upsr.models.atd import build_atd
+from upsr.models.unet import DERIVED, build_unet
+
+Weights = dict[str, Tensor]
+
+DIFFUSION = Diffusion(steps=5, kappa=2.5, min_noise=0.2, sqrt_eta_end=0.99, power=0.2, predict="x0", sampler_eta=0)
+UNCERTAINTY = Uncertainty(variant="residual", floor=0.4, psi_max=0.1, channels="rgb")
+LR_SIZE = 64  # where no mask tells it
+
+
+def convert(atd: Path, unet: Path | None, category_size: int) -> tuple[Weights, dict[str, Section | int]]:
+    """(weights, settings) for `save_weights`: of g alone, or of g and the denoiser's network.
+
+    Nothing in the files is executed. Raises `CheckpointError` for a file that does not fit.
+    """
+    if category_size < 1:
+        raise ValueError(f"--category-size {category_size}: give 1 or more (the paper's: 128)")
+    state = load_official(atd)
+    with _telling(atd, "an ATD: give the authors' `atd_real.pth`"):
+        cfg, scale = read_atd(state, category_size)
+    weights = _fitted(build_atd(cfg, scale), state, atd, "atd.")
+    if unet is None:
+        return weights, {"scale": scale, "atd": cfg}
+    state = load_official(unet)
+    with _telling(unet, "UPSR's UNet: give the authors' `upsr.pth`"):
+        unet_cfg, unet_scale = read_unet(state)
+    if unet_scale != scale:
+        raise CheckpointError(f"{unet}: is for scale {unet_scale}, {atd} for {scale}: give two of one scale")
+    state = {k: v for k, v in state.items() if not k.endswith(DERIVED)}
+    weights |= _fitted(build_unet(unet_cfg, scale), state, unet, "unet.")
+    chain = {"diffusion": DIFFUSION, "uncertainty": UNCERTAINTY}
+    return weights, {"scale": scale, "atd": cfg, "unet": unet_cfg, **chain}
+
+
+def read_atd(state: Weights, category_size: int) -> tuple[Atd, int]:
+    """The settings of an official ATD and its scale."""
+    layer = "layers.0.residual_group.layers.0"
+    reduced_dim, dim = state[f"{layer}.attn_atd.wq.weight"].shape
+    table = state[f"{layer}.attn_win.relative_position_bias_table"]
+    cfg = Atd(
+        dim=dim,
+        flavour="real" if "layers.0.patch_embed.norm.weight" in state else "classical",
+        groups=len(_numbered(state, r"layers\.(\d+)\.conv\.weight")),
+        layers=len(_numbered(state, r"layers\.0\.residual_group\.layers\.(\d+)\.wqkv\.weight")),
+        heads=table.shape[1],
+        window=_window(table),
+        category_size=category_size,
+        tokens=len(state[f"{layer}.attn_atd.scale"]),
+        reduced_dim=reduced_dim,
+        ffn_kernel=state[f"{layer}.convffn.dwconv.depthwise_conv.0.weight"].shape[2],
+        mlp_ratio=len(state[f"{layer}.convffn.fc1.weight"]) / dim,
+        lpips_weight=0,
+        schedule="direct_x4",
+    )
+    return cfg, math.isqrt(len(state["upsample.0.weight"]) // 3)
+
+
+def read_unet(state: Weights) -> tuple[Unet, int]:
+    """The settings of an official UNet and its scale."""
+    dim = len(state["input_blocks.0.0.weight"])
+    widths = [len(bias) for bias in _numbered(state, r"input_blocks\.(\d+)\.0\.in_layers\.2\.bias")]
+    levels = len(_numbered(state, r"input_blocks\.(\d+)\.0\.op\.weight")) + 1
+    stage = "input_blocks.1.1.blocks"
+    table = state[f"{stage}.0.attn.relative_position_bias_table"]
+    hidden, swin_dim = state[f"{stage}.0.mlp.fc1.weight"].shape[:2]
+    mask = state.get(f"{stage}.1.attn_mask")  # of each window of an `lr_size` map
+    cfg = Unet(
+        dim=dim,
+        channel_mult=tuple(width // dim for width in widths[:: len(widths) // levels]),
+        res_blocks=len(widths) // levels,
+        swin_dim=swin_dim,
+        swin_depth=len(_numbered(state, r"input_blocks\.1\.1\.blocks\.(\d+)\.attn\.qkv\.weight")),
+        window=_window(table),
+        head_dim=swin_dim // table.shape[1],
+        mlp_ratio=hidden / swin_dim,
+        tail_dim=state["conv_last.weight"].shape[1],
+        condition=("sr", "bicubic"),
+        lr_size=LR_SIZE if mask is None else math.isqrt(len(mask)) * _window(table),
+        branches=1,
+        official_mask=True,
+    )
+    return cfg, 4 if "conv_up2.weight" in state else 2
+
+
+def _numbered(state: Weights, pattern: str) -> list[Tensor]:
+    """The weights whose names fit a pattern with one number, in the order of the number."""
+    found = {int(match[1]): weight for name, weight in state.items() if (match := re.fullmatch(pattern, name))}
+    return [found[number] for number in sorted(found)]
+
+
+def _window(table: Tensor) -> int:
+    """The window whose offsets have the (2·window−1)² rows of a bias table."""
+    return (math.isqrt(len(table)) + 1) // 2
+
+
+@contextmanager
+def _telling(path: Path, what: str) -> Iterator[None]:
+    """Shapes that make no sense, or are not there, say that the file is another network's."""
+    try:
+        yield
+    except (KeyError, IndexError, ValueError, TypeError, ArithmeticError):
+        raise CheckpointError(f"{path}: not the weights of {what}") from None
+
+
+def _fitted(network: nn.Module, state: Weights, path: Path, prefix: str) -> Weights:
+    """The weights as the network holds them, below `prefix`. Every name and every shape must agree."""
+    own = network.state_dict()
+    wrong = sorted({k for k, _ in _shapes(own) ^ _shapes(state)})
+    if wrong:
+        raise CheckpointError(f"{path}: {len(wrong)} weights are missing, unknown or of another shape, as `{wrong[0]}`")
+    network.load_state_dict(state)
+    return {prefix + k: v for k, v in network.state_dict().items()}
+
+
+def _shapes(state: Weights) -> set[tuple[str, tuple[int, ...]]]:
+    return {(k, tuple(v.shape)) for k, v in state.items()}

@@ -1,6 +1,5 @@
 """Stage `download`: photographs to train on, the held-out benchmark, and the weights of the metrics."""
 
-import shutil
 import zlib
 from pathlib import Path
 
@@ -37,10 +36,7 @@ def main() -> None:
         scale=params.scale,
         on_corrupt=params.data.on_corrupt,
     )
-    if params.data.holdout:
-        degrade_holdout(params)
-    else:
-        shutil.rmtree(HOLDOUT, ignore_errors=True)
+    degrade_holdout(params)
     absent = {name: reason for name, reason in metric_weights.prepare(Path("data/metric_weights")).items() if reason}
     for name, reason in absent.items():
         print(f"metric {name} will be absent: {reason}")

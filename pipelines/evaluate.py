@@ -26,7 +26,7 @@ from upsr.inference.upscaler import Upscaled, Upscaler
 MODELS = {"bicubic": None, "atd": Path("models/atd"), "upsr": Path("models/unet")}
 SAMPLE_STEPS = 10_000  # fewer steps than this make a demonstration, not a model
 NOTE = (
-    "Trained at sample scale: minutes on eight photographs. These networks show that the chain works; "
+    "Trained at sample scale, for minutes. These networks show that the chain works; "
     "their figures and pictures say nothing yet about the method."
 )
 
@@ -141,6 +141,8 @@ def main() -> None:
     contestants = [Contestant(name, folder, params, device) for name, folder in MODELS.items()]
 
     rows, failed = measure(contestants, benchmarks, metrics, options.out / "pictures")
+    if not rows:
+        raise DataError(f"no picture could be evaluated; the first: {failed[0]}")
     means = summary(rows)
     facts = identity(params, metrics, benchmarks, device) | {"failed": failed, "absent_benchmarks": missing}
     table = pd.DataFrame(rows)

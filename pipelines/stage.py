@@ -12,7 +12,7 @@ def run(main: Callable[[], None]) -> None:
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         main()
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         if os.environ.get("UPSR_DEBUG"):
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -155,16 +155,22 @@ def test_a_training_that_was_killed_half_way_resumes_and_ends_alike(project: Pro
     project("dvc", "checkout", "-q")
 
 
-def test_a_state_of_other_settings_is_refused_with_the_key(project: Project):
-    project.set(settings(train_unet={"steps": 200}))
+def test_a_signal_to_all_saves_and_the_state_of_other_settings_is_refused(project: Project):
+    train = {"workers": 1, "save_every": 1000}
+    project.set(settings(train_unet={"steps": 500}, train=train))
     folder = project.root / "models" / "unet"
+    (folder / "log.csv").unlink()
     process = project.start("dvc", "repro", "train_unet")
-    until(lambda: any(folder.glob("state-*.pt")), process)
-    os.killpg(process.pid, signal.SIGTERM)
+    until(lambda: (folder / "log.csv").is_file() and "\n4," in (folder / "log.csv").read_text(), process)
+    os.killpg(process.pid, signal.SIGTERM)  # to DVC, the training and its readers at once
     process.wait()
-    project.set(settings(train_unet={"steps": 201}))
+    until_gone = time.monotonic() + 60
+    while not any(folder.glob("state-*.pt")):  # saved by the signal alone
+        assert time.monotonic() < until_gone, process.communicate()[0]
+        time.sleep(0.1)
+    project.set(settings(train_unet={"steps": 501}, train=train))
     output = project("dvc", "repro", "train_unet", fails=True)
-    assert "recipe.steps: 200 -> 201" in output
+    assert "recipe.steps: 500 -> 501" in output
     assert "--fresh" in output
     for state in folder.glob("state-*.pt"):
         state.unlink()

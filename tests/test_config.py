@@ -27,6 +27,9 @@ def test_the_shipped_settings_are_valid():
         ({"data": {"source": "folder"}}, "data.folder"),
         ({"degradation": {"first": {"jpeg": [95, 30]}}}, "does not ascend"),
         ({"degradation": {"first": {"blur": {"kernel_size": [3, 20]}}}}, "odd"),
+        ({"train_unet": {"patch": 36}}, "train_unet.patch 36 must be a multiple of 8"),
+        ({"train_atd": {"patch": 512}}, "at most crop.size 256"),
+        ({"data": {"holdout": []}}, "`data.holdout`"),
         ({"seed": -1}, "`seed` = -1"),
     ],
 )

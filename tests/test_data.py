@@ -235,7 +235,7 @@ def test_the_map_grows_and_the_store_is_compact_and_reproducible(tmp_path):
     pack(tmp_path / "many", tmp_path / "b.lmdb", "raw")
     pixels = 70 * 128 * 128 * 3
     assert 3 * FIRST_MAP < pixels < (tmp_path / "a.lmdb/data.mdb").stat().st_size < 1.1 * pixels
-    assert set(contents(tmp_path / "a.lmdb")) == {"data.mdb", "meta_info.txt"}
+    assert set(contents(tmp_path / "a.lmdb")) == {"data.mdb", "meta_info.txt", "sha256"}
     assert contents(tmp_path / "a.lmdb") == contents(tmp_path / "b.lmdb")
 
 

@@ -44,6 +44,20 @@ def test_a_camera_held_upright_is_upright(tmp_path: Path):
     assert images.read(tmp_path / "upright.jpg").shape == (16, 8, 3)
 
 
+def test_what_follows_a_whole_jpeg_does_not_matter(tmp_path: Path):
+    """Phones append a film to a picture."""
+    images.write(tmp_path / "a.jpg", noise(8, 16, 3))
+    data = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "a.jpg").write_bytes(data + bytes(100_000))
+    assert images.read(tmp_path / "a.jpg").shape == (8, 16, 3)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".webp", ".bmp"])
+def test_16_bit_is_rounded_where_a_format_holds_8(tmp_path: Path, suffix: str):
+    images.write(tmp_path / f"a{suffix}", np.full((16, 16, 3), 20000, np.uint16))
+    assert abs(int(images.read(tmp_path / f"a{suffix}")[8, 8, 0]) - 78) <= 2
+
+
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
 @pytest.mark.parametrize("kept", [0.0, 0.5, 0.95])
 def test_a_torn_file_is_named(tmp_path: Path, suffix: str, kept: float):

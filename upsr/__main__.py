@@ -26,7 +26,7 @@ def upscale(options: argparse.Namespace) -> None:
 
     jobs = outputs([Path(p) for p in options.input], Path(options.output))
     model = Upscaler.from_pretrained(
-        options.model, device=options.device or best_device(), dtype=options.dtype, steps=options.steps
+        options.model, device=device(options.device), dtype=options.dtype, steps=options.steps
     )
     failed = 0
     for source, target in tqdm(jobs, desc="upscale", unit="picture", disable=None):
@@ -59,18 +59,37 @@ def outputs(inputs: Sequence[Path], output: Path) -> list[tuple[Path, Path]]:
     if not pictures:
         raise ImageError(f"{', '.join(map(str, inputs))}: no pictures there: name files or folders with pictures")
     if len(inputs) == 1 and not inputs[0].is_dir() and output.suffix.lower() in images.SUFFIXES:
+        if inputs[0].resolve() == output.resolve():
+            raise ImageError(f"{output}: the result would replace the picture: choose another name")
         return [(pictures[0], output)]
     targets = [output / f"{p.stem}.png" for p in pictures]
+    replaced = [p for p, t in zip(pictures, targets, strict=True) if p.resolve() == t.resolve()]
+    if replaced:
+        raise ImageError(f"{replaced[0]}: the result would replace it: choose another folder")
     twice = {t for t in targets if targets.count(t) > 1}
     if twice:
         raise ImageError(f"{min(twice)}: two pictures would be written there: upscale them one by one")
     return list(zip(pictures, targets, strict=True))
 
 
-def best_device() -> str:
+def device(name: str | None) -> str:
+    """The device asked for, or the best there is. Raises `ValueError` where it cannot be used."""
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError):
+        raise ValueError(f"--device {name}: cannot be used here: try cpu") from None
+    return name
+
+
+def positive(text: str) -> int:
+    """A whole number above 0, for argparse."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return number
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -84,16 +103,16 @@ def evaluate(options: argparse.Namespace) -> None:
     from upsr.evaluation.protocol import PROTOCOLS
     from upsr.inference.upscaler import Upscaler
 
-    device = torch.device(options.device or best_device())
+    place = torch.device(device(options.device))
     protocol = PROTOCOLS[options.protocol]
     if options.model == "bicubic":
         benchmark = open_benchmark(options.benchmark, options.scale)
         run = lambda lr, _: bicubic(lr, options.scale)  # noqa: E731
     else:
-        model = Upscaler.from_pretrained(options.model, device=str(device))
+        model = Upscaler.from_pretrained(options.model, device=str(place))
         benchmark = open_benchmark(options.benchmark, model.scale)
         run = lambda lr, n: model.upscale(lr, seed=options.seed + n, tile=options.tile).picture  # noqa: E731
-    metrics = Metrics(options.metrics, Path(options.weights), protocol, benchmark.scale, device)
+    metrics = Metrics(options.metrics, Path(options.weights), protocol, benchmark.scale, place)
     rows, failed = measure(run, benchmark, metrics)
     means = summary({"model": options.model} | row for row in rows).get(benchmark.name, {}).get(options.model, {})
     result = {
@@ -145,7 +164,7 @@ def parser() -> argparse.ArgumentParser:
     def with_model(added: argparse.ArgumentParser) -> argparse.ArgumentParser:
         added.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
         added.add_argument("--seed", type=int, default=0, help="same seed, same picture")
-        added.add_argument("--tile", type=int, default=128, help="side of a tile in LR pixels; bounds the memory")
+        added.add_argument("--tile", type=positive, default=128, help="side of a tile in LR pixels; bounds the memory")
         return added
 
     up = with_model(command("upscale", upscale, "make pictures four times as large"))

@@ -52,7 +52,7 @@ class Data(Section):
     """`sample`: photographs that installed packages carry; `folder`: the user's own."""
     folder: str | None
     """The folder of photographs that `source: folder` reads."""
-    holdout: tuple[str, ...]
+    holdout: Annotated[tuple[str, ...], Field(min_length=1)]
     """Names (without suffix) kept for evaluation, never trained on."""
     holdout_side: Positive
     """Held-out pictures are shrunk to at most this side, so that a sample-scale run stays short."""
@@ -153,7 +153,7 @@ class Atd(Section):
 class Unet(Section):
     dim: Positive
     """Base width; 160 is the paper's."""
-    channel_mult: tuple[Positive, ...]
+    channel_mult: Annotated[tuple[Positive, ...], Field(min_length=1)]
     res_blocks: Positive
     swin_dim: Positive
     swin_depth: Positive
@@ -296,6 +296,19 @@ class Params(Section):
     train_atd: AtdRecipe
     train_unet: UnetRecipe
     evaluate: Evaluate
+
+    @model_validator(mode="after")
+    def _patches_fit(self) -> Self:
+        unet_step = self.scale * 2 ** (len(self.unet.channel_mult) - 1)
+        for name, patch, step in (
+            ("train_atd", self.train_atd.patch, self.scale),
+            ("train_unet", self.train_unet.patch, unet_step),
+        ):
+            if patch % step or patch > self.crop.size:
+                raise ValueError(
+                    f"{name}.patch {patch} must be a multiple of {step}, at most crop.size {self.crop.size}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _branches_have_a_mix(self) -> Self:

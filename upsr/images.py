@@ -14,6 +14,8 @@ from torch import Tensor
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 
+DEEP = frozenset({".png", ".tif", ".tiff"})  # formats that hold 16 bit
+
 
 class ImageError(ValueError):
     """A picture that cannot be read or written, in one line that names the file."""
@@ -34,7 +36,7 @@ def decode(data: bytes, name: str | Path) -> np.ndarray:
     picture: OpenCV fills the missing part of a truncated file with grey and says nothing, so the end mark is checked.
     """
     jpeg, png = data[:2] == b"\xff\xd8", data[:4] == b"\x89PNG"
-    if (jpeg and b"\xff\xd9" not in data[-65536:]) or (png and b"IEND" not in data[-65536:]):
+    if (jpeg and not _jpeg_ends(data)) or (png and b"IEND" not in data[-65536:]):
         raise ImageError(f"{name}: truncated picture: replace or remove it")
     flags = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH if jpeg else cv2.IMREAD_UNCHANGED
     try:
@@ -48,6 +50,14 @@ def decode(data: bytes, name: str | Path) -> np.ndarray:
     if image.shape[2] == 2:  # grey with alpha
         return np.concatenate([np.repeat(image[:, :, :1], 3, axis=2), image[:, :, 1:]], axis=2)
     return cv2.cvtColor(image, cv2.COLOR_BGRA2RGBA if image.shape[2] == 4 else cv2.COLOR_BGR2RGB)
+
+
+def _jpeg_ends(data: bytes) -> bool:
+    """Is there an end mark after the headers (which may hold a thumbnail with one)? Anything may follow it."""
+    place = 2
+    while data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] != b"\xda":  # up to the picture itself
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return b"\xff\xd9" in data[place:]
 
 
 def read(path: str | Path) -> np.ndarray:
@@ -66,14 +76,19 @@ def read_rgb(path: str | Path) -> np.ndarray:
 
 def as_rgb8(image: np.ndarray) -> np.ndarray:
     """(H, W, C) uint8 or uint16 -> (H, W, 3) uint8."""
-    if image.dtype == np.uint16:
-        image = ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    image = _as8(image)
     return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else np.ascontiguousarray(image[:, :, :3])
 
 
+def _as8(image: np.ndarray) -> np.ndarray:
+    return image if image.dtype == np.uint8 else ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
 def write(path: str | Path, image: np.ndarray) -> None:
-    """Writes (H, W, C) uint8 or uint16 RGB, whole or not at all. The suffix chooses the format."""
+    """Writes (H, W, C) uint8 or uint16 RGB, whole or not at all. The suffix chooses the format; PNG and TIFF alone
+    keep 16 bit."""
     path = Path(path)
+    image = image if path.suffix.lower() in DEEP else _as8(image)
     channels = image.shape[2]
     code = {3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}.get(channels)
     try:
@@ -129,7 +144,7 @@ def luma(x: Tensor) -> Tensor:
 
 
 def pad_to(x: Tensor, height: int, width: int) -> Tensor:
-    """Continues (B, C, H, W) at its right and lower edge by reflection to at least 1 pixel's worth: any size works.
+    """Continues (B, C, H, W) at its right and lower edge by reflection, whatever its size.
 
     Where the missing part is larger than the picture, the reflection is reflected again.
     """

@@ -54,7 +54,7 @@ def _check(photos: Sequence[Photo], holdout: Collection[str], out_dir: Path, hol
     unknown = sorted(set(holdout) - names)
     if unknown:
         raise DataError(
-            f"data.holdout: no picture is named {', '.join(unknown)}: choose among {', '.join(sorted(names))}"
+            f"data.holdout: no picture is named {', '.join(unknown)}: choose among {', '.join(sorted(names)[:12])}"
         )
     if names == set(holdout):
         raise DataError("data.holdout: holds every picture out and leaves none to train on: shorten it")

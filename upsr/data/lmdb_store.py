@@ -1,5 +1,6 @@
 """The training pictures in one LMDB: a key per picture, readable by BasicSR, read lock-free by many workers."""
 
+import hashlib
 import os
 import struct
 from collections.abc import Iterable, Iterator
@@ -34,7 +35,8 @@ class Entry(NamedTuple):
 def pack(folder: Path, out: Path, encoding: str) -> int:
     """Stores every picture of `folder` in the LMDB `out`, anew, as `png`, `webp` (lossless) or `raw`; returns how many.
 
-    `out/meta_info.txt` has BasicSR's line for each: `STEM.png (height,width,3) 1`. Memory: `BATCH` pictures. Raises
+    `out/meta_info.txt` has BasicSR's line for each: `STEM.png (height,width,3) 1`; `out/sha256` is the digest of all
+    names and pictures. Memory: `BATCH` pictures. Raises
     `DataError` for an empty folder and `ImageError` for an unreadable picture, and then leaves what was there.
     """
     table = by_stem(images.find(folder))
@@ -48,11 +50,14 @@ def pack(folder: Path, out: Path, encoding: str) -> int:
         # No lock: the output has no lock.mdb. One sync at the end: until then the folder has not its name.
         lmdb.open(str(new), map_size=FIRST_MAP, lock=False, sync=False) as env,
     ):
+        digest = hashlib.sha256()
         for batch in _batches(tqdm(paths, desc="pack", disable=None)):
             entries = list(pool.map(partial(_entry, encoding=encoding), batch))
             _put(env, entries)
+            digest.update(b"".join(e.key + e.value for e in entries))
             meta.writelines(f"{e.key.decode()}.png ({','.join(map(str, e.shape))}) 1\n" for e in entries)
         env.sync(True)
+        (new / "sha256").write_text(digest.hexdigest() + "\n")
     return len(paths)
 
 

@@ -56,8 +56,8 @@ class Upscaled:
 class Upscaler:
     """Upscales pictures of any size with the networks of one weights file: g alone (ATD), or UPSR.
 
-    The same seed gives the same picture whatever the tile, the device or the order of files: all noise is cut from
-    one field. Memory is bounded by the tile.
+    The same seed gives the same picture, whatever other files there are: all noise is cut from one field, which does
+    not depend on the tile. Memory for the networks is bounded by the tile.
     """
 
     def __init__(self, atd: ATD, diffuser: Diffuser | None, *, device: str = "cpu", dtype: str = "fp32") -> None:

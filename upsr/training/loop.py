@@ -56,7 +56,8 @@ def fit(
     belongs to; one that belongs to something else is refused. SIGTERM and SIGINT save and leave.
     """
     # ---- set-up
-    accelerator = Accelerator(mixed_precision="no" if train.precision == "fp32" else train.precision)
+    precision = "no" if train.precision == "fp32" else train.precision
+    accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
     layout = torch.channels_last if train.channels_last else torch.contiguous_format
     network = network.to(device, memory_format=layout).train()  # type: ignore[call-overload]
@@ -72,6 +73,7 @@ def fit(
     # ---- where were we?
     progress = {"step": 0, "bad_steps": 0, "bad_in_a_row": 0}
     sums: dict[str, torch.Tensor] = {}
+    identity = identity | {"processes": world}  # each has a pool of its own
     state = _newest_state(folder, identity)
     if state is not None:
         weights.load_state_dict(state["network"])
@@ -92,7 +94,13 @@ def fit(
 
     # ---- the loop
     batches = step_batches(start, recipe.steps, recipe.batch, recipe.micro_batch, rank, world)
-    loader = DataLoader(dataset, batch_sampler=batches, num_workers=train.workers, pin_memory=device.type == "cuda")
+    loader = DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=train.workers,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=_leave_signals_to_the_training,
+    )
     micro_batches = iter(loader)
     parts = recipe.batch // (recipe.micro_batch * world)
     bar = tqdm(initial=start, total=recipe.steps, unit="step", disable=None if accelerator.is_main_process else True)
@@ -100,7 +108,7 @@ def fit(
     with _stop_signal() as stopped:
         for step in range(start, recipe.steps):
             # -- pairs
-            hr = torch.cat(list(islice(micro_batches, parts))).to(device, non_blocking=True)
+            hr = torch.cat([batch.to(device, non_blocking=True) for batch in islice(micro_batches, parts)])
             drawn = objective.draw(hr, (seed, step, rank))
 
             # -- gradients
@@ -121,7 +129,7 @@ def fit(
             optimizer.zero_grad()
             if finite:
                 ema.update(weights)
-                _add(sums, {"grad_norm": norm}, 1)
+            _add(sums, {"grad_norm": torch.where(torch.isfinite(norm), norm, 0)}, 1)
             progress["step"] = step + 1
             progress["bad_in_a_row"] = 0 if finite else progress["bad_in_a_row"] + 1
             progress["bad_steps"] += not finite
@@ -143,13 +151,13 @@ def fit(
                     elapsed, clock = time.perf_counter() - clock, time.perf_counter()
                     _show(bar, step + 1, recipe.steps, row)
                     report(step + 1, row | {"images_per_second": count * recipe.batch / elapsed} | _memory(device))
-            if accelerator.is_main_process and ((step + 1) % train.preview_every == 0 or step + 1 == recipe.steps):
-                preview(step + 1, ema.network)
 
             # -- what survives
             signal_number = stopped.agreed(accelerator)
             if (step + 1) % train.save_every == 0 or step + 1 == recipe.steps or signal_number:
                 save()
+            if accelerator.is_main_process and ((step + 1) % train.preview_every == 0 or step + 1 == recipe.steps):
+                preview(step + 1, ema.network)
             if signal_number:
                 raise SystemExit(128 + signal_number)
     bar.close()
@@ -170,6 +178,12 @@ def _synchronised(accelerator: Accelerator, network: nn.Module, last: bool) -> I
     else:
         with accelerator.no_sync(network):
             yield
+
+
+def _leave_signals_to_the_training(_: int) -> None:
+    """A reader that a signal to the whole group ended would take the training with it before it has saved."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Stop:
@@ -238,7 +252,7 @@ def _newest_state(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | No
         if differences:
             raise TrainingError(
                 f"{path}: belongs to another training ({'; '.join(differences)}): "
-                "go back to those settings to finish it, or start anew with --fresh"
+                f"go back to those settings to finish it, or remove {folder}/state-*.pt, as --fresh does"
             )
         print(f"resuming from step {state['progress']['step']} ({path})", flush=True)
         return state
@@ -255,8 +269,8 @@ def _differences(old: Any, new: Any, path: str = "") -> list[str]:
 
 def clear(folder: Path) -> None:
     """Removes the states of a training that has ended, or that is to start anew."""
-    for path in folder.glob("state-*.pt"):
-        path.unlink()
+    for path in [*folder.glob("state-*.pt"), *folder.glob(".state-*.pt")]:  # the latter from a kill while saving
+        path.unlink(missing_ok=True)
 
 
 def _open_log(path: Path, start: int) -> Path:

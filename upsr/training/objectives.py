@@ -29,7 +29,7 @@ class Pairs(nn.Module):
     def forward(self, hr: Tensor, seed: Sequence[int]) -> tuple[Tensor, Tensor]:
         """(B, 3, P, P) uint8 -> LR and HR in [0, 1], a function of `seed`."""
         target = self.degrade.target(hr.float() / 255)
-        target, lr = self.pool(target, self.degrade(target, seed), seed)
+        target, lr = self.pool(target, self.degrade(target, seed), (*seed, 2))
         return lr, target
 
 
@@ -62,15 +62,17 @@ class UnetObjective(nn.Module):
 
     @torch.no_grad()
     def draw(self, hr: Tensor, seed: Sequence[int]) -> tuple[Tensor, ...]:
-        """LR, HR, g(LR), and for each sample a place u in [0, 1) on the chain and a noise field."""
+        """LR, HR, and for each sample a place in [0, 1) on the chain and a noise field."""
         lr, hr = self.pairs(hr, seed)
         generator = torch.Generator(hr.device).manual_seed(_mix(seed))
         noise = torch.randn(hr.shape, generator=generator, device=hr.device)
         place = torch.rand(len(hr), generator=generator, device=hr.device)
-        return lr, hr, self.atd(lr).float(), place, noise
+        return lr, hr, place, noise
 
-    def loss(self, denoiser: nn.Module, lr: Tensor, hr: Tensor, sr: Tensor, place: Tensor, noise: Tensor) -> Loss:
+    def loss(self, denoiser: nn.Module, lr: Tensor, hr: Tensor, place: Tensor, noise: Tensor) -> Loss:
         bare = cast(Denoiser, getattr(denoiser, "module", denoiser))  # DDP forwards calls, not attributes
+        with torch.no_grad():
+            sr = self.atd(lr).float()
         x0, g_y, y_up = to_signed(hr), to_signed(sr), to_signed(upsample(lr, self.scale))
         t = (place * bare.process.steps).long() + 1
         weight = self.uncertainty(y_up, g_y)

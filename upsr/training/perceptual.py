@@ -38,7 +38,7 @@ class Lpips(nn.Module):
         with torch.no_grad():
             targets = self._features(target)
         distances = [
-            F.conv2d((a - b) ** 2, line).mean((1, 2, 3))
+            ((a - b).square() * line).sum(1).mean((1, 2))
             for a, b, line in zip(self._features(x), targets, self.lines, strict=True)
         ]
         return torch.stack(distances).sum(0)
@@ -50,7 +50,7 @@ class Lpips(nn.Module):
             x = F.max_pool2d(x, 2) if i else x
             for conv in stage:  # type: ignore[attr-defined]
                 x = F.relu(conv(x))
-            features.append(x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10))
+            features.append(F.normalize(x.float(), dim=1, eps=1e-10))  # squares leave the range of half precision
         return features
 
 
@@ -63,7 +63,9 @@ def _conv(vgg: dict[str, Tensor], index: int) -> nn.Conv2d:
 
 def _load(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: LPIPS weights are missing: run `dvc repro download`, or set lpips_weight: 0")
+        raise FileNotFoundError(
+            f"{path}: LPIPS weights are missing: run `dvc repro -f -s download`, or set lpips_weight: 0"
+        )
     return torch.load(path, map_location="cpu", weights_only=True)
 
 

@@ -152,7 +152,8 @@ def main() -> None:
     _write_json(options.out / "run.json", facts)
 
     tags = {"uncertainty.variant": params.uncertainty.variant} | {f"data.{n}": d for n, d in facts["digests"].items()}
-    with tracking.start(options.experiment, "evaluate", params.model_dump(mode="json"), tags) as tracker:
+    name = f"{params.uncertainty.variant}-{facts['models']['unet']['dim']}"
+    with tracking.start(options.experiment, name, params.model_dump(mode="json"), tags) as tracker:
         tracker.metrics(figures(means))
         tracker.table(rows, "per_image")
         tracker.artifact(options.out / "run.json")

@@ -60,6 +60,7 @@ def train_atd(params: Params, recipe: Recipe, scale: int, folder: Path, body: Pa
 
     train(
         "train-atd",
+        f"{params.atd.flavour}-{params.atd.dim}-x{scale}",
         folder,
         lambda: fresh_atd(params.atd, scale, body),
         AtdObjective(pairs, perceptual),

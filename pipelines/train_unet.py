@@ -67,6 +67,7 @@ def main() -> None:
     )
     train(
         "train-unet",
+        f"{params.uncertainty.variant}-{params.unet.dim}",
         FOLDER,
         build,
         objective,

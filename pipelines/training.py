@@ -32,6 +32,7 @@ def build_pairs(cfg: Degradation, scale: int, pool: int) -> Pairs:
 
 def train(
     experiment: str,
+    name: str,
     folder: Path,
     build: Callable[[], nn.Module],
     objective: AtdObjective | UnetObjective,
@@ -44,7 +45,7 @@ def train(
     save: Callable[[Path, nn.Module], None],
     upscale: Callable[[nn.Module, Tensor], Tensor],
 ) -> None:
-    """Trains one network below `folder`: weights, log and previews, and one MLflow run.
+    """Trains one network below `folder`: weights, log and previews, and one MLflow run, `name`.
 
     `settings` are what the network and its pairs are made of, `inputs` the digests of the other files it learns
     from; a state that belongs to other ones is refused. The last state stays until `finish`, so that a training that
@@ -59,7 +60,7 @@ def train(
     shared_results = shared.model_dump(exclude={"workers", "preview_every", "save_every", "max_bad_steps"})
     run_file = folder / "run_id"
     run_id = run_file.read_text() if run_file.is_file() and any(folder.glob("state-*.pt")) else None
-    with tracking.start(experiment, folder.name, plain | {"train": shared_results}, inputs, run_id=run_id) as tracker:
+    with tracking.start(experiment, name, plain | {"train": shared_results}, inputs, run_id=run_id) as tracker:
 
         def report(step: int, values: dict[str, float]) -> None:
             tracker.metrics(values, step)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from upsr.images import luma, round8
+from upsr.images import luma
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ PROTOCOLS = {p.name: p for p in (Protocol("basicsr", border=1), Protocol("upsr",
 
 
 def for_fidelity(x: Tensor, protocol: Protocol, scale: int) -> Tensor:
-    """(B, 3, H, W) RGB in [0, 1] -> (B, 1, h, w) float64: Y of BT.601 in 16..235, not rounded again, border cut off.
+    """(B, 3, H, W) RGB in [0, 1], rounded to 8 bit -> (B, 1, h, w) float64: Y of BT.601 in 16..235, border cut off.
 
     Empty where the picture is no larger than its two borders.
     """
     height, width = x.shape[2:]
     cut = protocol.border * scale
-    return luma(round8(x).double())[:, :, cut : height - cut, cut : width - cut] * 255
+    return luma(x.double())[:, :, cut : height - cut, cut : width - cut] * 255

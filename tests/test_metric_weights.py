@@ -29,6 +29,9 @@ print(json.dumps({name: [float(metrics[name](*pictures)) for pictures in wanted[
 """
 
 
+pytestmark = pytest.mark.slow  # fetches two packages
+
+
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")

@@ -73,6 +73,7 @@ def test_every_section_is_read_by_a_stage():
     assert declared == set(yaml.safe_load((ROOT / "params.yaml").read_text()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [s for s in STAGES if s != "download"])
 def test_a_mistake_ends_in_one_line_before_any_work(stage: str, tmp_path: Path):
     (tmp_path / "params.yaml").write_text(json.dumps(settings() | {"unett": {}}))
@@ -89,6 +90,7 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(ROOT)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "message"),
     [("crop", "data/hr"), ("pack", "data/subimages"), ("train_atd", "data/"), ("train_unet", "models/atd")],

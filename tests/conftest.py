@@ -1,5 +1,6 @@
 """What several test files share."""
 
+import ast
 import json
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,17 @@ def settings(**changes: Any) -> dict[str, Any]:
 
 def params(**changes: Any) -> Params:
     return parse(Params, settings(**changes), "test")
+
+
+def imports(path: Path, *packages: str) -> set[str]:
+    """The modules of some packages that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{name.name}" for name in node.names}
+    return {name for name in found if name.split(".")[0] in packages}
 
 
 def fixture_file(name: str) -> tuple[dict[str, Any], dict[str, torch.Tensor], dict[str, torch.Tensor]]:

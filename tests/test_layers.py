@@ -1,11 +1,10 @@
 """The architecture: imports go down only, and heavy packages are imported where they are used."""
 
-import ast
 import subprocess
 import sys
 from pathlib import Path
 
-from conftest import ROOT
+from conftest import ROOT, imports
 
 LAYERS = [
     {"config", "images", "checkpoint"},
@@ -15,17 +14,6 @@ LAYERS = [
 ]
 LAYER = {part: i for i, parts in enumerate(LAYERS) for part in parts}
 ONE_FILE = {"mlflow": "pipelines/tracking.py", "prefect": "pipelines/flows.py"}
-
-
-def imports(path: Path, package: str) -> set[str]:
-    """The modules of `package` that a file imports, anywhere in it."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {name.name for name in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module} | {f"{node.module}.{name.name}" for name in node.names}
-    return {name for name in found if name.split(".")[0] == package}
 
 
 def part(path: Path) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT, settings
+from conftest import ROOT, imports, settings
 
 STAGES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
@@ -21,23 +21,13 @@ def module_file(name: str) -> Path | None:
     return next((p for p in (path.with_suffix(".py"), path / "__init__.py") if p.is_file()), None)
 
 
-def imported(path: Path) -> set[str]:
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return {n for n in names if n.split(".")[0] in ("upsr", "pipelines")}
-
-
 def reached(path: Path) -> set[Path]:
     found, todo = set(), [path]
     while todo:
         current = todo.pop()
         if current not in found:
             found.add(current)
-            todo += [f for name in imported(current) if (f := module_file(name))]
+            todo += [f for name in imports(current, "upsr", "pipelines") if (f := module_file(name))]
     return found
 
 

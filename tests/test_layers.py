@@ -10,6 +10,7 @@ LAYERS = [
     {"config", "images", "checkpoint"},
     {"data", "degradation", "models", "diffusion"},
     {"training", "evaluation", "inference"},
+    {"commands"},
     {"__main__"},
 ]
 LAYER = {part: i for i, parts in enumerate(LAYERS) for part in parts}
@@ -30,7 +31,8 @@ def test_imports_go_down_only():
             theirs = [*name.split("."), ""][1]
             if theirs in LAYER and theirs != mine:
                 assert LAYER[theirs] < LAYER[mine] or LAYER[mine] == 0, f"{path}: imports {name}"
-        assert not imports(path, "pipelines"), f"{path}: the library knows no pipeline"
+        if mine != "commands":
+            assert not imports(path, "pipelines"), f"{path}: the library knows no pipeline"
 
 
 def test_every_part_has_its_layer():

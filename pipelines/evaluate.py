@@ -20,7 +20,7 @@ from upsr.evaluation.benchmark import Row, bicubic, evaluate, summary
 from upsr.evaluation.metrics import Metrics
 from upsr.evaluation.protocol import PROTOCOLS
 from upsr.images import ImageError, atomic, read_rgb, to_image, write
-from upsr.inference.maps import heat_map
+from upsr.inference import maps
 from upsr.inference.upscaler import Upscaled, Upscaler
 
 MODELS = {"bicubic": None, "atd": Path("models/atd"), "upsr": Path("models/unet")}
@@ -51,8 +51,8 @@ class Contestant:
             if x is not None:
                 write(folder / f"{name}.png", to_image(x))
         if self.latest is not None and self.model is not None and self.model.diffuser is not None:
-            write(folder / "residual.png", heat_map(self.latest.residual, 0, self.params.uncertainty.psi_max))
-            write(folder / "weight.png", heat_map(self.latest.weight, 0, 1))
+            for name, picture in maps.pictures(self.latest).items():
+                write(folder / f"{name}.png", picture)
 
 
 def open_benchmarks(names: tuple[str, ...], scale: int) -> tuple[list[Benchmark], dict[str, str]]:

@@ -1,5 +1,6 @@
 """Stage `train_unet`: the denoiser, with g frozen."""
 
+import re
 from pathlib import Path
 from typing import cast
 
@@ -10,9 +11,9 @@ from pipelines.stage import run
 from pipelines.training import WEIGHTS, begin, build_pairs, file_digest, finish, train
 from upsr.checkpoint import load_weights, save_weights, section
 from upsr.config import Atd, load_params
-from upsr.diffusion.denoiser import Denoiser, build_denoiser
+from upsr.diffusion.denoiser import Denoiser, build_denoiser, upsample
 from upsr.diffusion.noise import field
-from upsr.diffusion.uncertainty import build_uncertainty
+from upsr.diffusion.uncertainty import load_edge_detector
 from upsr.inference.upscaler import Diffuser
 from upsr.models import build_atd, build_unet
 from upsr.training.objectives import UnetObjective
@@ -25,6 +26,7 @@ ATD = Path("models/atd/weights.safetensors")
 def main() -> None:
     params = load_params()
     recipe = params.train_unet
+    detector = params.uncertainty.edge_weights if params.uncertainty.edges == "dexined" else None
     begin(FOLDER)
     atd_weights, atd_settings = load_weights(ATD)
     atd_section = section(atd_settings, "atd", Atd, ATD)
@@ -39,30 +41,32 @@ def main() -> None:
     }
 
     def build() -> Denoiser:
-        return build_denoiser(
+        denoiser = build_denoiser(
             build_unet(params.unet, params.scale),
             unet=params.unet,
             diffusion=params.diffusion,
             uncertainty=params.uncertainty,
             scale=params.scale,
         )
+        if detector is not None:
+            load_edge_detector(denoiser.uncertainty, detector)
+        return denoiser
 
     def save(path: Path, denoiser: nn.Module) -> None:
         """One file with both networks: it is enough to upscale."""
-        unet = {k.replace("network.", "unet.", 1): v for k, v in denoiser.state_dict().items()}
-        save_weights(path, unet | atd_weights, settings)
+        own = {re.sub("^network", "unet", k): v for k, v in denoiser.state_dict().items()}
+        save_weights(path, own | atd_weights, settings)
 
     def upscale(denoiser: nn.Module, lr: Tensor) -> Tensor:
-        diffuser = Diffuser(cast(Denoiser, denoiser), uncertainty, params.diffusion.sampler_eta, multiple=1)
-        sr = atd(lr)
-        return diffuser(lr, sr, lambda t: field(params.seed, t, 0, 0, *sr.shape[2:]).to(sr.device))[0]
+        diffuser = Diffuser(cast(Denoiser, denoiser), params.diffusion.sampler_eta, multiple=1)
+        y_up, sr = upsample(lr, params.scale), atd(lr)
+        noise = lambda t: field(params.seed, t, 0, 0, *sr.shape[2:]).to(sr.device)  # noqa: E731
+        return diffuser(y_up, sr, noise, diffuser.look(lr))[0]
 
-    uncertainty = build_uncertainty(params.uncertainty)
     objective = UnetObjective(
         build_pairs(params.degradation, params.scale, recipe.pool),
         PerceptualLoss(recipe.lpips_weight, params.train.lpips_range, WEIGHTS),
         atd,
-        uncertainty,
         params.scale,
     )
     train(
@@ -75,7 +79,7 @@ def main() -> None:
         shared=params.train,
         seed=params.seed,
         settings={**settings, "degradation": params.degradation},
-        inputs={"atd_weights": file_digest(ATD)},
+        inputs={"atd_weights": file_digest(ATD)} | ({"edge_weights": file_digest(Path(detector))} if detector else {}),
         save=save,
         upscale=upscale,
     )

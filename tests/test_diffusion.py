@@ -10,9 +10,10 @@ from upsr.diffusion.noise import field
 from upsr.diffusion.process import Process, build_process
 from upsr.diffusion.samplers import sample
 from upsr.diffusion.schedule import respace, sqrt_eta_schedule
-from upsr.diffusion.uncertainty import Residual, build_uncertainty
+from upsr.diffusion.uncertainty import Isotropic, Residual, Variant, nothing
 from upsr.models import load_official_unet
 
+PLAIN = {"scale": 4, "uncertainty": Isotropic(), "condition": ["sr", "bicubic"]}
 PAPER = {"kappa": 2.5, "min_noise": 0.2, "end": 0.99}
 
 
@@ -33,6 +34,11 @@ def weight_like(x: Tensor) -> Tensor:
     return 0.4 + 0.6 * torch.rand(x.shape, generator=torch.Generator().manual_seed(9))
 
 
+def weight_of(uncertainty: Variant, y_up: Tensor, g_y: Tensor) -> Tensor:
+    """The weight of a variant that takes nothing from y."""
+    return uncertainty.weigher(y_up, g_y, nothing(y_up), [0, 1])(1, y_up, y_up)
+
+
 # Parity
 
 
@@ -45,7 +51,7 @@ def test_schedules_are_the_released_ones(steps: int, power: float):
 def test_forward_posterior_and_weight_are_the_released_ones():
     _, _, f = fixture_file("diffusion")
     t = f["t"] + 1
-    weight = Residual(floor=0.4, psi_max=0.1, gray=False)(f["y_up"], f["g_y"])
+    weight = weight_of(Residual(floor=0.4, psi_max=0.1, gray=False), f["y_up"], f["g_y"])
     assert distance(weight, f["weight"]) < 1e-6
     x_t = process().q_sample(f["x0"], f["y_up"], weight, f["noise"], t)
     mean, variance = process().posterior(x_t, f["x0"], weight, t)
@@ -59,7 +65,12 @@ def test_loss_and_sampler_are_the_released_ones():
     _, _, f = fixture_file("diffusion")
     config, state, _ = fixture_file("unet")
     denoiser = Denoiser(
-        load_official_unet(state, config), process(), scale=4, condition=["sr", "bicubic"], predict="x0"
+        load_official_unet(state, config),
+        process(),
+        scale=4,
+        uncertainty=Isotropic(),
+        condition=["sr", "bicubic"],
+        predict="x0",
     )
     condition = denoiser.condition(f["g_y"], f["y_up"])
     estimate = denoiser(f["q_sample"], f["t"] + 1, condition, f["y_up"], f["weight"])
@@ -186,7 +197,7 @@ def test_predicting_epsilon_and_x0_are_one_sampler():
             x_t = torch.nn.functional.pixel_shuffle(x, 4) * scale
             return p.epsilon(x_t, x0, y_up, weight, t + 1)
 
-    denoiser = Denoiser(Oracle(), p, scale=4, condition=["sr", "bicubic"], predict="epsilon")
+    denoiser = Denoiser(Oracle(), p, **PLAIN, predict="epsilon")
     out = sample(denoiser.denoise(denoiser.condition(y_up, y_up), y_up), p, y_up, lambda *_: weight, lambda _: noise)
     assert distance(out, x0) < 1e-2
 
@@ -195,7 +206,7 @@ def test_no_step_dominates_the_loss_of_epsilon():
     """loss_weight · (x̂0 − x0)² is (ε̂ − ε)², so that an error of ε counts the same at every t."""
     x0, y_up, noise = pictures("x0", "y_up", "noise")
     weight, p = weight_like(x0), process()
-    denoiser = Denoiser(Linear(), p, scale=4, condition=["sr", "bicubic"], predict="epsilon")
+    denoiser = Denoiser(Linear(), p, **PLAIN, predict="epsilon")
     for t in range(1, 6):
         time = torch.tensor([t, t])
         x_t = p.q_sample(x0, y_up, weight, noise, time)
@@ -213,31 +224,18 @@ def test_a_respaced_denoiser_tells_the_network_the_trained_times():
             return super().forward(x, t, condition)
 
     y_up = pictures("y_up")[0]
-    denoiser = Denoiser(Spy(), process(15), scale=4, condition=["sr", "bicubic"], predict="x0", times=respace(15, 3))
+    denoiser = Denoiser(
+        Spy(),
+        process(15),
+        scale=4,
+        uncertainty=Isotropic(),
+        condition=["sr", "bicubic"],
+        predict="x0",
+        times=respace(15, 3),
+    )
     denoise = denoiser.denoise(denoiser.condition(y_up, y_up), y_up)
     sample(denoise, denoiser.process, y_up, lambda *_: torch.ones_like(y_up), lambda _: y_up)
     assert seen == [14, 9, 4]
-
-
-# Uncertainty
-
-
-def test_the_residual_weight_by_hand():
-    y_up = torch.zeros(1, 3, 1, 2)
-    g_y = torch.tensor([0.1, 1.0, 0.0, 0.0, 0.04, 0.0]).view(1, 3, 1, 2)
-    # ψ = |ŷ − y↑|/2 = .05, .5, 0, 0, .02, 0;  w = .4 + .6 · min(ψ, .1)/.1
-    expected = torch.tensor([0.7, 1.0, 0.4, 0.4, 0.52, 0.4]).view(1, 3, 1, 2)
-    assert distance(Residual(0.4, 0.1, gray=False)(y_up, g_y), expected) < 1e-6
-    # gray: the channel means are .07/3 and .5/3
-    gray = Residual(0.4, 0.1, gray=True)(y_up, g_y)
-    assert gray[0, :, 0, 0].tolist() == pytest.approx([0.4 + 0.6 * 0.07 / 3 / 0.1] * 3)
-    assert gray[0, :, 0, 1].tolist() == pytest.approx([1.0] * 3)
-
-
-def test_isotropic_noise_is_the_same_everywhere():
-    y_up, g_y = pictures("y_up", "g_y")
-    weight = build_uncertainty(params(uncertainty={"variant": "isotropic"}).uncertainty)(y_up, g_y)
-    assert torch.equal(weight, torch.ones_like(y_up))
 
 
 # Noise

@@ -137,9 +137,9 @@ def test_fewer_steps_and_g_alone(model: Path):
 def test_maps_lie_where_they_should(upscaler: Upscaler):
     result = upscaler.upscale(torch.rand(1, 3, 20, 24), tile=16)
     assert result.picture.shape == (1, 3, 80, 96)
-    assert result.residual.shape == result.weight.shape == (1, 1, 80, 96)
-    assert result.residual.min() >= 0
-    assert 0.4 - 1e-6 <= result.weight.min() <= result.weight.max() <= 1 + 1e-6
+    assert {tuple(values.shape) for values in result.maps.values()} == {(1, 1, 80, 96)}
+    assert result.maps["residual"].min() >= 0
+    assert 0.4 - 1e-6 <= result.maps["weight"].min() <= result.maps["weight"].max() <= 1 + 1e-6
 
 
 def test_a_map_shows_low_dark_and_high_bright_with_a_bar():
@@ -163,7 +163,10 @@ def test_files_and_folders(model: Path, tmp_path: Path):
     upsr("upscale", tmp_path / "in", "-o", tmp_path / "out", "--model", model)
     assert images.read(tmp_path / "out" / "a.png").shape == (24, 28, 3)
     upsr("upscale", tmp_path / "in" / "b.png", "-o", tmp_path / "one.jpg", "--model", model, "--save-maps")
-    assert {p.name for p in tmp_path.glob("one*")} == {"one.jpg", "one.residual.png", "one.weight.png"}
+    assert {p.name for p in tmp_path.glob("one*")} == {
+        "one.jpg",
+        *(f"one.{m}.png" for m in ("residual", "mix", "weight")),
+    }
     # the same picture, alone or among others
     upsr("upscale", tmp_path / "in" / "b.png", "-o", tmp_path / "again", "--model", model)
     assert (tmp_path / "again" / "b.png").read_bytes() == (tmp_path / "out" / "b.png").read_bytes()

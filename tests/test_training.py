@@ -20,7 +20,6 @@ from upsr.data.lmdb_store import pack
 from upsr.degradation.pair_pool import PairPool
 from upsr.degradation.second_order import build_degradation
 from upsr.diffusion.denoiser import Denoiser, build_denoiser
-from upsr.diffusion.uncertainty import build_uncertainty
 from upsr.evaluation.metrics import Metrics
 from upsr.evaluation.protocol import PROTOCOLS
 from upsr.models import build_atd, build_unet
@@ -218,15 +217,17 @@ def denoiser(p: Params) -> Denoiser:
 
 # The tiny network is 16 channels wide, less than the 48 that its noise has: it can learn only a part of ε.
 @pytest.mark.parametrize(("predict", "left"), [("x0", 0.5), ("epsilon", 0.97)])
-@pytest.mark.parametrize(("variant", "branches"), [("isotropic", 1), ("residual", 1), ("residual", 2)])
+@pytest.mark.parametrize(
+    ("variant", "branches"), [("isotropic", 1), ("residual", 2), ("edge_frequency", 1), ("dynamic", 2)]
+)
 def test_the_denoiser_learns_one_picture(predict: str, left: float, variant: str, branches: int):
     torch.manual_seed(0)
     p = params(
         diffusion={"predict": predict, "steps": 5}, uncertainty={"variant": variant}, unet={"branches": branches}
     )
     pairs = Pairs(build_degradation(p.degradation, 4), PairPool(0))
-    atd, uncertainty = build_atd(p.atd, 4), build_uncertainty(p.uncertainty)
-    objective = UnetObjective(pairs, PerceptualLoss(0, "proper", ""), atd, uncertainty, 4)
+    atd = build_atd(p.atd, 4)
+    objective = UnetObjective(pairs, PerceptualLoss(0, "proper", ""), atd, 4)
     network = denoiser(p)
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
     hr = torch.full((8, 3, 32, 32), 200, dtype=torch.uint8)

@@ -14,7 +14,6 @@ from upsr.images import ImageError
 
 if TYPE_CHECKING:
     from upsr.commands import Commands
-    from upsr.inference.upscaler import Upscaled
 
 
 def add(commands: "Commands") -> None:
@@ -25,11 +24,12 @@ def add(commands: "Commands") -> None:
     up.add_argument("--model", default=MODEL, help="a weights file or the folder that holds it")
     up.add_argument("--dtype", choices=["fp32", "bf16", "fp16"], default="fp32", help="precision of the networks")
     up.add_argument("--steps", type=int, default=0, help="sampling steps (0: as trained)")
-    up.add_argument("--save-maps", action="store_true", help="write uncertainty and noise weight beside each picture")
+    up.add_argument("--save-maps", action="store_true", help="write maps of the uncertainty beside each picture")
 
 
 def run(options: argparse.Namespace) -> None:
     """Files and folders through one model. A picture that fails is named, the others go on, the exit code tells."""
+    from upsr.inference.maps import pictures
     from upsr.inference.upscaler import Upscaler
 
     jobs = outputs([Path(p) for p in options.input], Path(options.output))
@@ -41,8 +41,9 @@ def run(options: argparse.Namespace) -> None:
         try:
             image = images.read(source)
             if options.save_maps:
-                larger, maps = model.with_maps(image, seed=options.seed, tile=options.tile)
-                save_maps(maps, target)
+                larger, upscaled = model.with_maps(image, seed=options.seed, tile=options.tile)
+                for name, picture in pictures(upscaled).items():
+                    images.write(target.with_name(f"{target.stem}.{name}.png"), picture)
             else:
                 larger = model(image, seed=options.seed, tile=options.tile)
             images.write(target, larger)
@@ -51,14 +52,6 @@ def run(options: argparse.Namespace) -> None:
             tqdm.write(f"error: {error}", file=sys.stderr)
     if failed:
         raise ImageError(f"{failed} of {len(jobs)} pictures could not be upscaled")
-
-
-def save_maps(maps: "Upscaled", target: Path) -> None:
-    """The uncertainty and the noise weight as colour maps beside the picture."""
-    from upsr.inference.maps import heat_map
-
-    images.write(target.with_name(f"{target.stem}.residual.png"), heat_map(maps.residual, 0, 0.1))
-    images.write(target.with_name(f"{target.stem}.weight.png"), heat_map(maps.weight, 0, 1))
 
 
 def outputs(inputs: Sequence[Path], output: Path) -> list[tuple[Path, Path]]:

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from upsr.config import Diffusion, Uncertainty, Unet
 from upsr.diffusion.process import Process, build_process
+from upsr.diffusion.samplers import Weigh
 from upsr.diffusion.schedule import respace
+from upsr.diffusion.uncertainty import Look, Variant, build_uncertainty, weight_at
 
 NOISE_SHARE = 0.3  # E[w²] that the released code assumes when it scales the network's input
 
@@ -33,8 +35,9 @@ def upsample(lr: Tensor, scale: int) -> Tensor:
 class Denoiser(nn.Module):
     """`denoiser(x_t, t, condition, y_up, weight) -> x̂0`, all pictures (B, 3, H, W) in [-1, 1], t (B,) from 1.
 
-    `times` are those of the chain's steps that are visited, all by default; t counts them. `mix_floor` is b of a
-    network with two branches, which is also handed W = (w−b)/(1−b), the share of its detail branch.
+    `times` are those of the chain's steps that are visited, all by default; t counts them. `uncertainty` places the
+    noise, and may learn with the network. A network with two `branches` is also handed W = (w−b)/(1−b), the share of
+    its detail branch.
     """
 
     sqrt_eta: Tensor
@@ -48,15 +51,17 @@ class Denoiser(nn.Module):
         scale: int,
         condition: Sequence[Literal["sr", "bicubic"]],
         predict: Literal["x0", "epsilon"],
+        uncertainty: Variant,
+        branches: Literal[1, 2] = 1,
         times: Sequence[int] | None = None,
-        mix_floor: float | None = None,
     ) -> None:
         super().__init__()
-        self.network, self.kappa = network, process.kappa
+        self.network, self.uncertainty, self.kappa = network, uncertainty, process.kappa
         times = range(1, process.steps + 1) if times is None else times
         self.register_buffer("sqrt_eta", process.respaced(times).sqrt_eta, persistent=False)
         self.register_buffer("times", torch.tensor([0, *times]), persistent=False)
-        self.scale, self.images, self.predict, self.mix_floor = scale, tuple(condition), predict, mix_floor
+        self.places = [t / process.steps for t in (0, *times)]
+        self.scale, self.images, self.predict, self.branches = scale, tuple(condition), predict, branches
 
     @property
     def process(self) -> Process:
@@ -72,12 +77,26 @@ class Denoiser(nn.Module):
         eta = self.process.eta(t)
         scaled = x_t / (NOISE_SHARE * self.process.kappa**2 * eta + 0.25).sqrt()
         inputs = [F.pixel_unshuffle(scaled, self.scale), self.times[t] - 1, condition]
-        if self.mix_floor is not None:
-            inputs.append((weight - self.mix_floor) / (1 - self.mix_floor))  # W of w = b + (1−b) W
+        if self.branches == 2:
+            inputs.append((weight - self.uncertainty.floor) / (1 - self.uncertainty.floor))  # W of w = b + (1−b) W
         output = self.network(*inputs).float()
         if self.predict == "x0":
             return output
         return self.process.x0_from_epsilon(x_t, output, y_up, weight, t)
+
+    def weigher(self, y_up: Tensor, g_y: Tensor, look: Look) -> Weigh:
+        """(t, x, x̂0) -> w_t along the visited steps, for `samplers.sample`."""
+        return self.uncertainty.weigher(y_up, g_y, look, self.places)
+
+    def weight_at(self, t: Tensor, x0: Tensor, y: Tensor, y_up: Tensor, g_y: Tensor) -> Tensor:
+        """w_t of each sample in training, (B, 3, H, W); y in [0, 1], the other pictures in [-1, 1]."""
+        process, steps = self.process, len(self.places) - 1
+
+        def q_mean(time: int) -> Tensor:
+            return process.q_mean(x0, y_up, torch.full_like(t, time))
+
+        weigh = self.weigher(y_up, g_y, self.uncertainty.look(y))
+        return weight_at(weigh, self.uncertainty.times(steps), q_mean, x0, y_up, t, steps)
 
     def loss_weight(self, t: Tensor, weight: Tensor) -> Tensor:
         """What a squared error of x̂0 counts.
@@ -114,6 +133,7 @@ def build_denoiser(
         scale=scale,
         condition=unet.condition,
         predict=diffusion.predict,
+        uncertainty=build_uncertainty(uncertainty),
+        branches=unet.branches,
         times=respace(diffusion.steps, steps or diffusion.steps),
-        mix_floor=uncertainty.floor if unet.branches == 2 else None,
     )

@@ -15,14 +15,29 @@ import torch.nn as nn
 from torch import Tensor
 
 from upsr.checkpoint import CheckpointError, load_official
-from upsr.config import Atd, Diffusion, Section, Uncertainty, Unet
+from upsr.config import Atd, Diffusion, Dynamic, Section, Uncertainty, Unet
 from upsr.models.atd import build_atd
 from upsr.models.unet import DERIVED, build_unet
 
 Weights = dict[str, Tensor]
 
 DIFFUSION = Diffusion(steps=5, kappa=2.5, min_noise=0.2, sqrt_eta_end=0.99, power=0.2, predict="x0", sampler_eta=0)
-UNCERTAINTY = Uncertainty(variant="residual", floor=0.4, psi_max=0.1, channels="rgb")
+UNCERTAINTY = Uncertainty(
+    variant="residual",
+    floor=0.4,
+    normalise="none",
+    psi_max=0.1,
+    channels="rgb",
+    # What follows belongs to other variants, and is not read.
+    edges="sobel",
+    edge_weights=None,
+    cutoff=0.3,
+    softness=0.2,
+    percentile=98,
+    mix=0.5,
+    learn_mix=False,
+    dynamic=Dynamic(source="x0_hat", smoothing=0.5, intervals=(0.05, 0.03, 0.01)),
+)
 LR_SIZE = 64  # where no mask tells it
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from upsr.degradation.pair_pool import PairPool
 from upsr.degradation.second_order import SecondOrder
 from upsr.diffusion.denoiser import Denoiser, to_signed, upsample
-from upsr.diffusion.uncertainty import Isotropic, Residual
+from upsr.diffusion.uncertainty import Dynamic, EdgeFrequency
 from upsr.training.perceptual import PerceptualLoss
 
 Loss = tuple[Tensor, dict[str, Tensor]]
@@ -53,11 +53,9 @@ class AtdObjective(nn.Module):
 class UnetObjective(nn.Module):
     """MSE(x̂0, x0) + λ · LPIPS(x̂0, x0) at a random time of the chain, g being frozen (UPSR, section 3.4)."""
 
-    def __init__(
-        self, pairs: Pairs, perceptual: PerceptualLoss, atd: nn.Module, uncertainty: Isotropic | Residual, scale: int
-    ) -> None:
+    def __init__(self, pairs: Pairs, perceptual: PerceptualLoss, atd: nn.Module, scale: int) -> None:
         super().__init__()
-        self.pairs, self.perceptual, self.uncertainty, self.scale = pairs, perceptual, uncertainty, scale
+        self.pairs, self.perceptual, self.scale = pairs, perceptual, scale
         self.atd = atd.eval().requires_grad_(False)
 
     @torch.no_grad()
@@ -75,12 +73,15 @@ class UnetObjective(nn.Module):
             sr = self.atd(lr).float()
         x0, g_y, y_up = to_signed(hr), to_signed(sr), to_signed(upsample(lr, self.scale))
         t = (place * bare.process.steps).long() + 1
-        weight = self.uncertainty(y_up, g_y)
+        weight = bare.weight_at(t, x0, lr, y_up, g_y)
         x_t = bare.process.q_sample(x0, y_up, weight, noise, t)
         estimate = denoiser(x_t, t, bare.condition(g_y, y_up), y_up, weight)
         mse = (bare.loss_weight(t, weight) * (estimate - x0) ** 2).mean()
         lpips = (bare.perceptual_weight(t) * self.perceptual(estimate.clamp(-1, 1), x0)).mean()
-        return mse + lpips, {"mse": mse, "lpips": lpips, "weight": weight.mean()}
+        seen = {"mse": mse, "lpips": lpips, "weight": weight.mean()}
+        if isinstance(bare.uncertainty, EdgeFrequency | Dynamic):
+            seen["mix"] = bare.uncertainty.mix.sigmoid()
+        return mse + lpips, seen
 
 
 def _mix(seed: Sequence[int]) -> int:

@@ -59,7 +59,7 @@ def main() -> None:
 
     uncertainty = build_uncertainty(params.uncertainty)
     objective = UnetObjective(
-        build_pairs(params.degradation, params.scale, recipe.pool),
+        build_pairs(params.degradation, params.scale, recipe),
         PerceptualLoss(recipe.lpips_weight, params.train.lpips_range, WEIGHTS),
         atd,
         uncertainty,

@@ -11,16 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from upsr.degradation.draws import Draws
 from upsr.images import round8
 
 MODES = ("area", "bilinear", "bicubic")
 USM_RADIUS, USM_WEIGHT, USM_THRESHOLD = 25, 0.5, 10
-
-
-def on_device(values: np.ndarray, x: Tensor) -> Tensor:
-    """Sends numbers or flags to where `x` is, as float32 or bool, without waiting."""
-    tensor = torch.from_numpy(values)
-    return (tensor.float() if tensor.is_floating_point() else tensor).to(x.device, non_blocking=True)
 
 
 def filter2d(x: Tensor, kernels: Tensor) -> Tensor:
@@ -70,8 +65,7 @@ def random_resize(x: Tensor, size: Sequence[int], rng: np.random.Generator) -> T
 
 def random_noise(
     x: Tensor,
-    rng: np.random.Generator,
-    generator: torch.Generator,
+    draws: Draws,
     *,
     gaussian: float,
     sigma: tuple[float, float],
@@ -79,29 +73,33 @@ def random_noise(
     gray: float,
 ) -> Tensor:
     """Adds noise as the keys of `config.Noise` say: one kind for the batch, strength and greyness per sample."""
-    batch = len(x)
-    is_gray = on_device(rng.random(batch) < gray, x)
-    if rng.random() < gaussian:
-        return gaussian_noise(x, on_device(rng.uniform(*sigma, batch), x), is_gray, generator)
-    return poisson_noise(x, on_device(rng.uniform(*poisson_scale, batch), x), is_gray, generator)
+    is_gray = draws.chance(gray)
+    if draws.batch.random() < gaussian:
+        return gaussian_noise(x, draws.uniform(sigma), is_gray, draws.fields)
+    return poisson_noise(x, draws.uniform(poisson_scale), is_gray, draws.fields)
 
 
-def gaussian_noise(x: Tensor, sigma: Tensor, gray: Tensor, generator: torch.Generator) -> Tensor:
-    """Adds N(0, σ²), σ (B,) on the 0..255 scale, the same in all channels where `gray` (B,) is set; clips to [0, 1]."""
-    noise = torch.randn(x.shape, generator=generator, device=x.device)
+def gaussian_noise(x: Tensor, sigma: Tensor, gray: Tensor, fields: Sequence[torch.Generator]) -> Tensor:
+    """Adds N(0, σ²), σ (B,) on the 0..255 scale, the same in all channels where `gray` (B,) is set; clips to [0, 1].
+
+    Each sample's noise comes from its own generator of `fields`.
+    """
+    noise = torch.stack([torch.randn(x.shape[1:], generator=field, device=x.device) for field in fields])
     noise = torch.where(_per_sample(gray), noise[:, :1], noise)
     return (x + _per_sample(sigma) / 255 * noise).clamp(0, 1)
 
 
-def poisson_noise(x: Tensor, scale: Tensor, gray: Tensor, generator: torch.Generator) -> Tensor:
+def poisson_noise(x: Tensor, scale: Tensor, gray: Tensor, fields: Sequence[torch.Generator]) -> Tensor:
     """Adds `scale` (B,) times the noise of counting photons: Poisson(v x)/v - x, v from `_photons`; clips to [0, 1].
 
-    Where `gray` (B,) is set, the photons are those of the grey picture and the noise is the same in all channels.
+    Where `gray` (B,) is set, the photons are those of the grey picture and the noise is the same in all channels. Each
+    sample's noise comes from its own generator of `fields`.
     """
     gray = _per_sample(gray)
     rate = round8(torch.where(gray, 0.299 * x[:, :1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:], x))
     photons = _per_sample(_photons(rate))
-    noise = torch.poisson(rate * photons, generator) / photons - rate
+    counts = torch.stack([torch.poisson(r, field) for r, field in zip(rate * photons, fields, strict=True)])
+    noise = counts / photons - rate
     noise = torch.where(gray, noise[:, :1], noise)
     return (x + _per_sample(scale) * noise).clamp(0, 1)
 

@@ -48,8 +48,9 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    source: Literal["sample", "folder"]
-    """`sample`: photographs that installed packages carry; `folder`: the user's own."""
+    source: Literal["sample", "df2k", "folder"]
+    """`sample`: photographs that installed packages carry; `df2k`: DIV2K and Flickr2K, downloaded; `folder`: the user's
+    own."""
     folder: str | None
     """The folder of photographs that `source: folder` reads."""
     holdout: Annotated[tuple[str, ...], Field(min_length=1)]

@@ -1,5 +1,6 @@
 """Takes the photographs of a source into the project: training pictures, held-out pictures, and a manifest."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Collection, Sequence
@@ -33,7 +34,7 @@ def fetch(
     Returns what it writes to `out_dir/manifest.json`: the pictures taken, and a message for each corrupt one. What is
     there already and the same is left alone; pictures of an earlier source are removed. Raises `DataError`.
     """
-    photos = sources.find(source, folder)
+    photos = sources.find(source, folder, holdout)
     _check(photos, holdout, out_dir, holdout_dir)
     take = partial(_take, out_dir=out_dir, holdout=holdout, holdout_dir=holdout_dir, max_side=max_side, scale=scale)
     with ThreadPoolExecutor() as pool:
@@ -74,7 +75,7 @@ def _take(
             data, target = encode_png(rgb), holdout_dir / f"{photo.name}.png"
     except images.ImageError as error:
         return str(error)
-    _put(target, data)
+    _put(target, data, photo.path if photo.ours and target.parent == out_dir else None)
     return {
         "file": target.name,
         "size": len(data),
@@ -108,11 +109,17 @@ def _shrink(rgb: np.ndarray, max_side: int, scale: int, photo: Photo) -> np.ndar
     return cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA)
 
 
-def _put(path: Path, data: bytes) -> None:
+def _put(path: Path, data: bytes, same: Path | None) -> None:
+    """Writes a file, or links it to `same`, which has the bytes already: DF2K would take its room twice."""
     if path.is_file() and path.read_bytes() == data:
         return
     with images.atomic(path) as temporary:
-        temporary.write_bytes(data)
+        if same:
+            temporary.unlink()
+            with contextlib.suppress(OSError):  # another disk
+                temporary.hardlink_to(same)
+        if not temporary.exists():
+            temporary.write_bytes(data)
 
 
 def _prune(folder: Path, keep: Collection[str]) -> None:

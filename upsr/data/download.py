@@ -1,6 +1,5 @@
 """Takes the photographs of a source into the project: training pictures, held-out pictures, and a manifest."""
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Collection, Sequence
@@ -114,12 +113,18 @@ def _put(path: Path, data: bytes, same: Path | None) -> None:
     if path.is_file() and path.read_bytes() == data:
         return
     with images.atomic(path) as temporary:
-        if same:
-            temporary.unlink()
-            with contextlib.suppress(OSError):  # another disk
-                temporary.hardlink_to(same)
-        if not temporary.exists():
+        if not (same and _link(temporary, same)):
             temporary.write_bytes(data)
+
+
+def _link(path: Path, same: Path) -> bool:
+    """Makes `path` another name of `same`; False where the disk cannot."""
+    path.unlink()
+    try:
+        path.hardlink_to(same)
+    except OSError:
+        return False
+    return True
 
 
 def _prune(folder: Path, keep: Collection[str]) -> None:

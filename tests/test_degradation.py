@@ -131,7 +131,7 @@ def test_usm_leaves_flat_areas_and_raises_edges():
 
 def test_gaussian_noise_has_the_variance_asked_for():
     x, sigma = torch.full((2, 3, 128, 128), 0.5), torch.tensor([5.0, 25.0])
-    noise = ops.gaussian_noise(x, sigma, torch.tensor([False, False]), fields(2)) - x
+    noise = ops.gaussian_noise(x, sigma, [False, False], fields(2)) - x
     assert torch.allclose(noise.std((1, 2, 3)) * 255, sigma, rtol=0.02)
 
 
@@ -140,7 +140,7 @@ def test_poisson_noise_has_the_variance_of_counting():
     x = torch.full((1, 3, 256, 256), 51 / 255)
     x[..., 128:] = 204 / 255
     scale = 0.05
-    noise = ops.poisson_noise(x, torch.tensor([scale]), torch.tensor([False]), fields(1)) - x
+    noise = ops.poisson_noise(x, torch.tensor([scale]), [False], fields(1)) - x
     variance = noise[..., :128].var().item()
     assert variance == pytest.approx(scale**2 * 0.2 / 2, rel=0.05)
 
@@ -154,7 +154,7 @@ def test_photons_are_the_next_power_of_two_of_the_distinct_values(distinct, phot
 @pytest.mark.parametrize("add, strength", [(ops.gaussian_noise, 20.0), (ops.poisson_noise, 0.2)])
 def test_gray_noise_is_equal_in_the_channels_and_its_own_in_each_sample(add, strength):
     x = torch.full((3, 3, 32, 32), 0.5)
-    noise = add(x, torch.full((3,), strength), torch.tensor([True, True, False]), fields(3)) - x
+    noise = add(x, torch.full((3,), strength), [True, True, False], fields(3)) - x
     assert distance(noise[:2, 0], noise[:2, 2]) < 1e-6
     assert distance(noise[0], noise[1]) > 0.01
     assert distance(noise[2, 0], noise[2, 2]) > 0.01

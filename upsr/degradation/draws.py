@@ -26,9 +26,9 @@ class Draws:
         """(B,): a number for each sample."""
         return self.send(np.array([rng.uniform(*bounds) for rng in self.samples], np.float32))
 
-    def chance(self, probability: float) -> Tensor:
-        """(B,): a flag for each sample, set with that probability."""
-        return self.send(np.array([rng.random() < probability for rng in self.samples]))
+    def chance(self, probability: float) -> list[bool]:
+        """A flag for each sample, set with that probability; on the host, where it decides what is computed."""
+        return [rng.random() < probability for rng in self.samples]
 
     def send(self, values: np.ndarray) -> Tensor:
         """Brings numbers to the device, without waiting for it."""

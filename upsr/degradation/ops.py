@@ -5,6 +5,7 @@ drawn on the device. Nothing comes back from the device, so that a GPU is never 
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,14 +21,21 @@ USM_RADIUS, USM_WEIGHT, USM_THRESHOLD = 25, 0.5, 10
 
 def filter2d(x: Tensor, kernels: Tensor) -> Tensor:
     """Correlates sample b of (B, C, H, W) with kernel b of (B, kh, kw), odd sides; the border is reflected."""
-    batch, channels, height, width = x.shape
-    columns = _reflected(width, kernels.shape[2] // 2, x.device)
-    rows = _reflected(height, kernels.shape[1] // 2, x.device)
+    batch, channels = x.shape[:2]
     # Every channel of every sample becomes a channel of one picture, filtered by its own kernel.
-    planes = x.index_select(3, columns).index_select(2, rows).flatten(0, 1)
+    planes = _reflect(x, kernels.shape[1] // 2, kernels.shape[2] // 2).flatten(0, 1)
     weights = kernels.repeat_interleave(channels, dim=0)[:, None]
     with torch.autocast(x.device.type, enabled=False):
         return F.conv2d(planes[None], weights, groups=batch * channels).view_as(x)
+
+
+def _reflect(x: Tensor, rows: int, columns: int) -> Tensor:
+    """Continues the picture on all sides by reflection."""
+    if x.shape[2] > rows and x.shape[3] > columns:
+        return F.pad(x, (columns, columns, rows, rows), mode="reflect")
+    return x.index_select(3, _reflected(x.shape[3], columns, x.device)).index_select(
+        2, _reflected(x.shape[2], rows, x.device)
+    )
 
 
 def _reflected(size: int, pad: int, device: torch.device) -> Tensor:
@@ -79,29 +87,32 @@ def random_noise(
     return poisson_noise(x, draws.uniform(poisson_scale), is_gray, draws.fields)
 
 
-def gaussian_noise(x: Tensor, sigma: Tensor, gray: Tensor, fields: Sequence[torch.Generator]) -> Tensor:
-    """Adds N(0, σ²), σ (B,) on the 0..255 scale, the same in all channels where `gray` (B,) is set; clips to [0, 1].
+def gaussian_noise(x: Tensor, sigma: Tensor, gray: Sequence[bool], fields: Sequence[torch.Generator]) -> Tensor:
+    """Adds N(0, σ²), σ (B,) on the 0..255 scale, the same in all channels where `gray` (B) is set; clips to [0, 1].
 
     Each sample's noise comes from its own generator of `fields`.
     """
-    noise = torch.stack([torch.randn(x.shape[1:], generator=field, device=x.device) for field in fields])
-    noise = torch.where(_per_sample(gray), noise[:, :1], noise)
-    return (x + _per_sample(sigma) / 255 * noise).clamp(0, 1)
+    shape, draw = x.shape[2:], partial(torch.randn, device=x.device)
+    noise = [draw(1 if one else 3, *shape, generator=f).expand(3, *shape) for one, f in zip(gray, fields, strict=True)]
+    return torch.addcmul(x, torch.stack(noise), _per_sample(sigma) / 255).clamp_(0, 1)
 
 
-def poisson_noise(x: Tensor, scale: Tensor, gray: Tensor, fields: Sequence[torch.Generator]) -> Tensor:
+def poisson_noise(x: Tensor, scale: Tensor, gray: Sequence[bool], fields: Sequence[torch.Generator]) -> Tensor:
     """Adds `scale` (B,) times the noise of counting photons: Poisson(v x)/v - x, v from `_photons`; clips to [0, 1].
 
-    Where `gray` (B,) is set, the photons are those of the grey picture and the noise is the same in all channels. Each
+    Where `gray` (B) is set, the photons are those of the grey picture and the noise is the same in all channels. Each
     sample's noise comes from its own generator of `fields`.
     """
-    gray = _per_sample(gray)
-    rate = round8(torch.where(gray, 0.299 * x[:, :1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:], x))
+    is_gray = _per_sample(torch.tensor(gray).to(x.device, non_blocking=True))
+    rate = round8(torch.where(is_gray, 0.299 * x[:, :1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:], x))
     photons = _per_sample(_photons(rate))
-    counts = torch.stack([torch.poisson(r, field) for r, field in zip(rate * photons, fields, strict=True)])
-    noise = counts / photons - rate
-    noise = torch.where(gray, noise[:, :1], noise)
-    return (x + _per_sample(scale) * noise).clamp(0, 1)
+    expected = rate * photons
+    counts = [
+        torch.poisson(rates[: 1 if one else 3], field).expand_as(rates)
+        for rates, one, field in zip(expected, gray, fields, strict=True)
+    ]
+    noise = torch.stack(counts).sub_(expected).div_(photons)
+    return torch.addcmul(x, noise, _per_sample(scale)).clamp_(0, 1)
 
 
 def _photons(x: Tensor) -> Tensor:

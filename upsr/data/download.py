@@ -30,8 +30,9 @@ def fetch(
 ) -> dict[str, Any]:
     """Fills `out_dir` with the source's files, byte by byte, and `holdout_dir` with the held-out ones, cut, as PNG.
 
-    Returns what it writes to `out_dir/manifest.json`: the pictures taken, and a message for each corrupt one. What is
-    there already and the same is left alone; pictures of an earlier source are removed. Raises `DataError`.
+    Returns what it writes to `out_dir/manifest.json`: the pictures taken, a message for each corrupt one, and the names
+    that are no pictures'. What is there already and the same is left alone; pictures of an earlier source are removed.
+    Raises `DataError`.
     """
     photos = sources.find(source, folder, holdout)
     _check(photos, holdout, out_dir, holdout_dir)
@@ -40,7 +41,7 @@ def fetch(
         results = list(tqdm(pool.map(take, photos), total=len(photos), desc="download", disable=None))
     pictures = [r for r in results if isinstance(r, dict)]
     corrupt = [r for r in results if isinstance(r, str)]
-    manifest = {"source": source, "pictures": pictures, "corrupt": corrupt}
+    manifest = {"source": source, "pictures": pictures, "corrupt": corrupt, "ignored": sources.ignored(source, folder)}
     with images.atomic(out_dir / "manifest.json") as temporary:
         temporary.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     settle_corrupt(corrupt, on_corrupt)

@@ -159,6 +159,14 @@ def find(source: str, folder: str | Path | None, holdout: Collection[str]) -> li
     return [Photo(name, path, str(folder), "the user's own", None) for name, path in table.items()]
 
 
+def ignored(source: str, folder: str | Path | None) -> list[str]:
+    """What lies in the user's folder and has no picture's name: files, and folders, which are not entered."""
+    if source != "folder":
+        return []
+    pictures = set(images.find(str(folder)))
+    return sorted(path.name for path in Path(str(folder)).iterdir() if path not in pictures)
+
+
 def _df2k(holdout: Collection[str]) -> list[Photo]:
     """DIV2K's training pictures and Flickr2K's; of DIV2K's validation pictures those that are held out."""
     held = archives.VALIDATION & set(holdout)

@@ -15,9 +15,12 @@ def main() -> None:
         size=params.crop.size,
         step=params.crop.step,
         threshold=params.crop.threshold,
+        min_gradient=params.crop.min_gradient,
         on_corrupt=params.data.on_corrupt,
     )
-    print(f"crop: {report['subimages']} sub-images of {report['pictures']} pictures", flush=True)
+    left = {name: report[name] if name == "flat" else len(report[name]) for name in ("flat", "corrupt", "ignored")}
+    rest = ", ".join(f"{count} {name}" for name, count in left.items() if count)
+    print(f"crop: {report['subimages']} sub-images of {len(report['cut'])} pictures" + (f"; {rest}" if rest else ""))
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def main() -> None:
     absent = {name: reason for name, reason in metric_weights.prepare(Path("data/metric_weights")).items() if reason}
     for name, reason in absent.items():
         print(f"metric {name} will be absent: {reason}")
-    print(f"{len(manifest['pictures'])} photographs, {len(manifest['corrupt'])} corrupt")
+    print(", ".join(f"{len(manifest[name])} {name}" for name in ("pictures", "corrupt", "ignored")))
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def recipe_x2(cfg: AtdRecipe) -> Recipe:
 def train_atd(params: Params, recipe: Recipe, scale: int, folder: Path, body: Path | None) -> None:
     """Trains ATD for one scale, from nothing or from the body of the network in the file `body`."""
     settings: dict[str, Section | int] = {"scale": scale, "atd": params.atd}
-    pairs = build_pairs(params.degradation, scale, recipe.pool)
+    pairs = build_pairs(params.degradation, scale, recipe)
     perceptual = PerceptualLoss(params.atd.lpips_weight, params.train.lpips_range, WEIGHTS)
 
     def save(path: Path, atd: nn.Module) -> None:

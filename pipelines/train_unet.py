@@ -64,7 +64,7 @@ def main() -> None:
         return diffuser(y_up, sr, noise, diffuser.look(lr))[0]
 
     objective = UnetObjective(
-        build_pairs(params.degradation, params.scale, recipe.pool),
+        build_pairs(params.degradation, params.scale, recipe),
         PerceptualLoss(recipe.lpips_weight, params.train.lpips_range, WEIGHTS),
         atd,
         params.scale,

@@ -26,8 +26,8 @@ LMDB = Path("data/train.lmdb")
 PREVIEWS = 3  # pictures on a preview sheet
 
 
-def build_pairs(cfg: Degradation, scale: int, pool: int) -> Pairs:
-    return Pairs(build_degradation(cfg, scale), PairPool(pool))
+def build_pairs(cfg: Degradation, scale: int, recipe: Recipe) -> Pairs:
+    return Pairs(build_degradation(cfg, scale), PairPool(recipe.pool, recipe.batch))
 
 
 def train(

@@ -45,8 +45,8 @@ def picture(batch: int = 2, height: int = 64, width: int = 64) -> torch.Tensor:
     return round8(torch.stack([waves.roll(7 * i, dims=2) for i in range(batch)]))
 
 
-def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
+def fields(count: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(i) for i in range(count)]
 
 
 def distance(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -131,7 +131,7 @@ def test_usm_leaves_flat_areas_and_raises_edges():
 
 def test_gaussian_noise_has_the_variance_asked_for():
     x, sigma = torch.full((2, 3, 128, 128), 0.5), torch.tensor([5.0, 25.0])
-    noise = ops.gaussian_noise(x, sigma, torch.tensor([False, False]), generator()) - x
+    noise = ops.gaussian_noise(x, sigma, [False, False], fields(2)) - x
     assert torch.allclose(noise.std((1, 2, 3)) * 255, sigma, rtol=0.02)
 
 
@@ -140,7 +140,7 @@ def test_poisson_noise_has_the_variance_of_counting():
     x = torch.full((1, 3, 256, 256), 51 / 255)
     x[..., 128:] = 204 / 255
     scale = 0.05
-    noise = ops.poisson_noise(x, torch.tensor([scale]), torch.tensor([False]), generator()) - x
+    noise = ops.poisson_noise(x, torch.tensor([scale]), [False], fields(1)) - x
     variance = noise[..., :128].var().item()
     assert variance == pytest.approx(scale**2 * 0.2 / 2, rel=0.05)
 
@@ -154,7 +154,7 @@ def test_photons_are_the_next_power_of_two_of_the_distinct_values(distinct, phot
 @pytest.mark.parametrize("add, strength", [(ops.gaussian_noise, 20.0), (ops.poisson_noise, 0.2)])
 def test_gray_noise_is_equal_in_the_channels_and_its_own_in_each_sample(add, strength):
     x = torch.full((3, 3, 32, 32), 0.5)
-    noise = add(x, torch.full((3,), strength), torch.tensor([True, True, False]), generator()) - x
+    noise = add(x, torch.full((3,), strength), [True, True, False], fields(3)) - x
     assert distance(noise[:2, 0], noise[:2, 2]) < 1e-6
     assert distance(noise[0], noise[1]) > 0.01
     assert distance(noise[2, 0], noise[2, 2]) > 0.01
@@ -203,6 +203,23 @@ def test_the_seed_alone_decides(degrade):
     assert not torch.equal(degrade(hr, (0, 5, 1)), first)
 
 
+def test_how_a_batch_is_split_changes_nothing(degrade):
+    """8 samples at once, as 4 + 4, or one by one: the same LR."""
+    hr = picture(8)
+    for step in range(6):
+        whole = degrade(hr, (0, step))
+        for size in (4, 1):
+            parts = torch.cat([degrade(hr[i : i + size], (0, step), i) for i in range(0, 8, size)])
+            assert torch.equal(parts, whole), (step, size)
+
+
+def test_samples_of_a_batch_differ_in_their_draws(degrade):
+    """One picture four times: no two come out alike, nor does one step's batch as another's."""
+    hr = picture(1).expand(4, -1, -1, -1)
+    flat = torch.cat([degrade(hr, (0, step)) for step in range(6)])
+    assert len({lr.numpy().tobytes() for lr in flat}) == 24
+
+
 def test_autocast_changes_nothing():
     hr, degrade = picture(), sharpening()
     plain = [degrade(hr, (0, step)) for step in range(4)]
@@ -237,19 +254,22 @@ def pairs(first: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_the_pool_fills_then_swaps_and_loses_nothing():
-    pool, seen = PairPool(5), []
-    for step in range(6):
+    pool, seen = PairPool(7, 3), []  # lanes of 3, 2 and 2 pairs
+    for step in range(9):
         hr, lr = pool(*pairs(3 * step, 3), (0, step))
         assert torch.equal(hr[:, :, :2, :2], lr)  # pairs stay pairs
         assert step > 1 or hr[:, 0, 0, 0].tolist() == [3 * step, 3 * step + 1, 3 * step + 2]
+        assert [int(i) % 3 for i in hr[:, 0, 0, 0]] == [0, 1, 2]  # and lanes do not mix
         seen += hr[:, 0, 0, 0].tolist()
-    kept = pool.state_dict()["hr"][:, 0, 0, 0].tolist()
-    assert len(kept) == 5 and set(seen) | set(kept) == set(range(18))
+    state = pool.state_dict()
+    assert state["lane"].tolist() == [0, 0, 0, 1, 1, 2, 2]
+    assert {*seen, *state["hr"][:, 0, 0, 0].tolist()} == set(range(27))
+    assert len(set(seen[9:])) == 18  # once full, nothing is shown twice
 
 
 @pytest.mark.parametrize("size", [0, 2])
-def test_a_batch_larger_than_the_pool_passes(size):
-    pool = PairPool(size)
+def test_lanes_without_a_place_pass_their_pairs(size):
+    pool = PairPool(size, 7)
     for step in range(3):
         hr, lr = pool(*pairs(7 * step, 7), (0, step))
         assert hr.shape == (7, 3, 8, 8) and lr.shape == (7, 3, 2, 2)
@@ -258,11 +278,31 @@ def test_a_batch_larger_than_the_pool_passes(size):
 
 @pytest.mark.parametrize("stop", [0, 1, 5])
 def test_a_restored_pool_goes_on_as_if_never_stopped(stop):
-    pool = PairPool(5)
+    """Also where two processes saved it and four go on."""
+    whole, halves, quarters = (
+        PairPool(9, 4),
+        [PairPool(9, 4) for _ in range(2)],
+        [PairPool(9, 4) for _ in range(4)],
+    )
+
+    def run(pool: PairPool, step: int, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return pool(*pairs(4 * step + first, count), (0, step), first)
+
     for step in range(stop):
-        pool(*pairs(3 * step, 3), (0, step))
-    other = PairPool(5)
-    other.load_state_dict(pool.state_dict())
+        expected = run(whole, step, 0, 4)
+        parts = [run(half, step, 2 * i, 2) for i, half in enumerate(halves)]
+        assert all(torch.equal(a, torch.cat(b)) for a, b in zip(expected, zip(*parts, strict=True), strict=True))
+    for i, pool in enumerate(quarters):
+        pool.load_state_dict(*(half.state_dict() for half in halves), lanes=range(i, i + 1))
     for step in range(stop, stop + 4):
-        for a, b in zip(pool(*pairs(3 * step, 3), (0, step)), other(*pairs(3 * step, 3), (0, step)), strict=True):
-            assert torch.equal(a, b)
+        expected = run(whole, step, 0, 4)
+        parts = [run(pool, step, i, 1) for i, pool in enumerate(quarters)]
+        assert all(torch.equal(a, torch.cat(b)) for a, b in zip(expected, zip(*parts, strict=True), strict=True))
+
+
+def test_a_pool_copies_what_it_keeps():
+    pool, (hr, lr) = PairPool(2, 2), (x.clone() for x in pairs(0, 2))
+    pool(hr, lr, (0, 0))
+    hr.fill_(9)
+    lr.fill_(9)
+    assert pool(*pairs(2, 2), (0, 1))[0][:, 0, 0, 0].tolist() == [0, 1]

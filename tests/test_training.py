@@ -42,7 +42,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def atd_objective(p: Params, pool: int = 4) -> AtdObjective:
-    return AtdObjective(Pairs(build_degradation(p.degradation, 4), PairPool(pool)), PerceptualLoss(0, "proper", ""))
+    return AtdObjective(
+        Pairs(build_degradation(p.degradation, 4), PairPool(pool, p.train_atd.batch)), PerceptualLoss(0, "proper", "")
+    )
 
 
 class Run:
@@ -160,7 +162,7 @@ class Broken(AtdObjective):
 def test_steps_without_a_finite_loss_change_nothing_and_end_the_run(store: Path, tmp_path: Path):
     run = Run(store, tmp_path, train={"max_bad_steps": 3})
     p = run.params
-    objective = Broken(Pairs(build_degradation(p.degradation, 4), PairPool(0)), PerceptualLoss(0, "proper", ""))
+    objective = Broken(Pairs(build_degradation(p.degradation, 4), PairPool(0, 1)), PerceptualLoss(0, "proper", ""))
     with pytest.raises(TrainingError, match=r"not finite 3 times in a row"):
         run(objective=objective)
     torch.manual_seed(0)
@@ -225,7 +227,7 @@ def test_the_denoiser_learns_one_picture(predict: str, left: float, variant: str
     p = params(
         diffusion={"predict": predict, "steps": 5}, uncertainty={"variant": variant}, unet={"branches": branches}
     )
-    pairs = Pairs(build_degradation(p.degradation, 4), PairPool(0))
+    pairs = Pairs(build_degradation(p.degradation, 4), PairPool(0, 1))
     atd = build_atd(p.atd, 4)
     objective = UnetObjective(pairs, PerceptualLoss(0, "proper", ""), atd, 4)
     network = denoiser(p)

@@ -302,7 +302,7 @@ def denoiser(p: Params) -> Denoiser:
 def test_gradients_reach_the_mixing_weight(name: str, learned: bool, normalise: str, predict: str):
     uncertainty = {"variant": name, "learn_mix": learned, "normalise": normalise}
     p = params(uncertainty=uncertainty, diffusion={"predict": predict, "steps": 3})
-    pairs = Pairs(build_degradation(p.degradation, 4), PairPool(0))
+    pairs = Pairs(build_degradation(p.degradation, 4), PairPool(0, 1))
     objective = UnetObjective(pairs, PerceptualLoss(0, "proper", ""), build_atd(p.atd, 4), 4)
     network = denoiser(p)
     hr = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32), dtype=np.uint8))

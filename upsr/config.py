@@ -48,8 +48,9 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    source: Literal["sample", "folder"]
-    """`sample`: photographs that installed packages carry; `folder`: the user's own."""
+    source: Literal["sample", "df2k", "folder"]
+    """`sample`: photographs that installed packages carry; `df2k`: DIV2K and Flickr2K, downloaded; `folder`: the user's
+    own."""
     folder: str | None
     """The folder of photographs that `source: folder` reads."""
     holdout: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -73,6 +74,9 @@ class Crop(Section):
     """Distance between two sub-images; smaller than `size` means overlap."""
     threshold: Annotated[int, Field(ge=0)]
     """A rest narrower than this many pixels is not worth a sub-image of its own."""
+    min_gradient: Annotated[float, Field(ge=0)]
+    """A sub-image whose gradient energy (mean square of the differences of neighbouring grey levels, 0..255) is below
+    this is flat and dropped; 0 keeps all."""
 
 
 class Pack(Section):

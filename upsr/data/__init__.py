@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,8 +24,13 @@ def encode_png(rgb: np.ndarray) -> bytes:
 
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Gives an empty folder beside `path`, which takes its name, and the place of what was there, if all goes well."""
+    """Gives an empty folder beside `path`, which takes its name, and the place of what was there, if all goes well.
+
+    What a run that was killed left there is removed; so one process at a time may write a folder.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    for stale in path.parent.glob(f".{path.name}.*/new"):
+        shutil.rmtree(stale.parent)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
         new = Path(scratch, "new")
         new.mkdir()

@@ -32,10 +32,14 @@ class PatchDataset(Dataset[Tensor]):
         A picture smaller than the patch is continued by reflection.
         """
         epoch, place = divmod(sample, len(self))
-        picture = self.reader.read(int(_order(self.seed, epoch, len(self))[place]))
         rng = np.random.default_rng((self.seed, 1, sample))
-        y, x = (rng.integers(max(side - self.patch, 0) + 1) for side in picture.shape[:2])
-        cut = torch.tensor(picture[y : y + self.patch, x : x + self.patch]).permute(2, 0, 1)
+
+        def window(height: int, width: int) -> tuple[slice, slice]:
+            y, x = (int(rng.integers(max(side - self.patch, 0) + 1)) for side in (height, width))
+            return slice(y, y + self.patch), slice(x, x + self.patch)
+
+        picture = self.reader.read(int(_order(self.seed, epoch, len(self))[place]), window)
+        cut = torch.from_numpy(picture).permute(2, 0, 1)
         return _turn(images.pad_to(cut[None], self.patch, self.patch)[0], *rng.integers(2, size=3))
 
 

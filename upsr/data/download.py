@@ -30,17 +30,18 @@ def fetch(
 ) -> dict[str, Any]:
     """Fills `out_dir` with the source's files, byte by byte, and `holdout_dir` with the held-out ones, cut, as PNG.
 
-    Returns what it writes to `out_dir/manifest.json`: the pictures taken, and a message for each corrupt one. What is
-    there already and the same is left alone; pictures of an earlier source are removed. Raises `DataError`.
+    Returns what it writes to `out_dir/manifest.json`: the pictures taken, a message for each corrupt one, and the names
+    that are no pictures'. What is there already and the same is left alone; pictures of an earlier source are removed.
+    Raises `DataError`.
     """
-    photos = sources.find(source, folder)
+    photos = sources.find(source, folder, holdout)
     _check(photos, holdout, out_dir, holdout_dir)
     take = partial(_take, out_dir=out_dir, holdout=holdout, holdout_dir=holdout_dir, max_side=max_side, scale=scale)
     with ThreadPoolExecutor() as pool:
         results = list(tqdm(pool.map(take, photos), total=len(photos), desc="download", disable=None))
     pictures = [r for r in results if isinstance(r, dict)]
     corrupt = [r for r in results if isinstance(r, str)]
-    manifest = {"source": source, "pictures": pictures, "corrupt": corrupt}
+    manifest = {"source": source, "pictures": pictures, "corrupt": corrupt, "ignored": sources.ignored(source, folder)}
     with images.atomic(out_dir / "manifest.json") as temporary:
         temporary.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     settle_corrupt(corrupt, on_corrupt)
@@ -74,7 +75,7 @@ def _take(
             data, target = encode_png(rgb), holdout_dir / f"{photo.name}.png"
     except images.ImageError as error:
         return str(error)
-    _put(target, data)
+    _put(target, data, photo.path if photo.ours and target.parent == out_dir else None)
     return {
         "file": target.name,
         "size": len(data),
@@ -108,11 +109,23 @@ def _shrink(rgb: np.ndarray, max_side: int, scale: int, photo: Photo) -> np.ndar
     return cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA)
 
 
-def _put(path: Path, data: bytes) -> None:
+def _put(path: Path, data: bytes, same: Path | None) -> None:
+    """Writes a file, or links it to `same`, which has the bytes already: DF2K would take its room twice."""
     if path.is_file() and path.read_bytes() == data:
         return
     with images.atomic(path) as temporary:
-        temporary.write_bytes(data)
+        if not (same and _link(temporary, same)):
+            temporary.write_bytes(data)
+
+
+def _link(path: Path, same: Path) -> bool:
+    """Makes `path` another name of `same`; False where the disk cannot."""
+    path.unlink()
+    try:
+        path.hardlink_to(same)
+    except OSError:
+        return False
+    return True
 
 
 def _prune(folder: Path, keep: Collection[str]) -> None:

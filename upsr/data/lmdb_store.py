@@ -3,7 +3,8 @@
 import hashlib
 import os
 import struct
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -21,7 +22,12 @@ from upsr.data import DataError, by_stem, encode_png, whole_folder
 
 FIRST_MAP = 1 << 20  # bytes; doubled whenever it is full
 BATCH = 64  # pictures in memory, and per transaction
+PNG = b"\x89PNG\r\n\x1a\n"
 RAW = b"RGB8"  # then height and width, each four bytes, little end first, then the pixels
+
+
+Window = Callable[[int, int], tuple[slice, slice]]
+"""(height, width) of a picture -> the rows and columns that are wanted of it."""
 
 
 class Entry(NamedTuple):
@@ -77,11 +83,13 @@ class Reader:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def read(self, index: int) -> np.ndarray:
-        """(H, W, 3) uint8 RGB."""
-        with self._environment().begin() as transaction:
+    def read(self, index: int, window: Window | None = None) -> np.ndarray:
+        """(H, W, 3) uint8 RGB, or what `window` names of it: of `raw`, nothing else is copied."""
+        with self._environment().begin(buffers=True) as transaction:  # the store's own pages, valid in this block
             value = transaction.get(self.keys[index], b"")
-        return decode(value, f"{self.path}: {self.keys[index].decode()}")
+            picture = decode(value, f"{self.path}: {self.keys[index].decode()}")
+            rows, columns = window(*picture.shape[:2]) if window else (slice(None), slice(None))
+            return picture[rows, columns].copy()
 
     def _environment(self) -> lmdb.Environment:
         self._opened = _open(self.path, os.getpid())  # kept: the shared environment lives as long as its readers
@@ -101,10 +109,10 @@ def encode(rgb: np.ndarray, encoding: str) -> bytes:
     return cv2.imencode(".webp", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), lossless)[1].tobytes()
 
 
-def decode(value: bytes, name: str) -> np.ndarray:
-    """Stored bytes, of whatever encoding -> (H, W, 3) uint8 RGB. Raises `ImageError`."""
-    if not value.startswith(RAW):
-        return images.as_rgb8(images.decode(value, name))
+def decode(value: bytes | memoryview, name: str) -> np.ndarray:
+    """Stored bytes, of whatever encoding -> (H, W, 3) uint8 RGB; of `raw`, a view of them. Raises `ImageError`."""
+    if value[: len(RAW)] != RAW:
+        return images.as_rgb8(images.decode(bytes(value), name))
     start = len(RAW) + 8
     height, width = struct.unpack_from("<II", value, len(RAW))
     return np.frombuffer(value, np.uint8, offset=start).reshape(height, width, 3)
@@ -116,9 +124,48 @@ def _batches(paths: Iterable[Path]) -> Iterator[list[Path]]:
         yield batch
 
 
+def verify(path: str | Path) -> int:
+    """Reads every picture of a store and compares the digest with the one that `pack` left; returns how many.
+
+    Raises `DataError` where they differ.
+    """
+    reader, digest = Reader(path), hashlib.sha256()
+    with reader._environment().begin(buffers=True) as transaction:
+        for key, value in transaction.cursor():
+            digest.update(key)
+            digest.update(value)
+    if digest.hexdigest() != (reader.path / "sha256").read_text().strip():
+        raise DataError(f"{path}: has other bytes than were packed: run `dvc repro -f -s pack`")
+    return len(reader)
+
+
 def _entry(path: Path, encoding: str) -> Entry:
-    rgb = images.read_rgb(path)
+    data = path.read_bytes()
+    shape = _rgb_png(data)
+    if encoding == "png" and shape:  # as `crop` writes them: decoding and coding again would give the same
+        return Entry(path.stem.encode(), data, shape)
+    rgb = images.as_rgb8(images.decode(data, path))
     return Entry(path.stem.encode(), encode(rgb, encoding), rgb.shape)
+
+
+def _rgb_png(data: bytes) -> tuple[int, ...] | None:
+    """The shape of a PNG of 8-bit RGB whose every chunk is whole, by its checksum; None for anything else."""
+    place, header = len(PNG), b""
+    if not data.startswith(PNG):
+        return None
+    while place + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, place)
+        end = place + 8 + length
+        if data[end : end + 4] != struct.pack(">I", zlib.crc32(memoryview(data)[place + 4 : end])):
+            return None
+        header = header or data[place + 8 : end]
+        place = end + 4
+        if kind == b"tRNS":
+            return None
+        if kind == b"IEND":
+            width, height, depth, colour = struct.unpack_from(">IIBB", header)
+            return (height, width, 3) if (depth, colour) == (8, 2) else None
+    return None
 
 
 def _put(env: lmdb.Environment, entries: list[Entry]) -> None:

@@ -1,11 +1,13 @@
-"""Where photographs come from: files inside installed packages, or the user's own folder."""
+"""Where photographs come from: files inside installed packages, DF2K's archives, or the user's own folder."""
 
 import importlib.util
+import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from upsr import images
-from upsr.data import DataError, by_stem
+from upsr.data import DataError, archives, by_stem
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,8 @@ class Photo:
     origin: str
     licence: str
     sha256: str | None
+    ours: bool = False
+    """The file is a copy of our own, which may be linked instead of copied again."""
 
 
 @dataclass(frozen=True)
@@ -135,14 +139,45 @@ SAMPLES = (
 )
 
 
-def find(source: str, folder: str | Path | None) -> list[Photo]:
-    """The photographs of `sample`, or else those directly in `folder`. Raises `DataError` where there are none."""
+# An experiment in a copy of the project (DVC sets DVC_ROOT there) does not download anew.
+ARCHIVES = Path(os.environ.get("DVC_ROOT", ""), "data/archives")
+LOCK = Path("sources.lock")
+
+
+def find(source: str, folder: str | Path | None, holdout: Collection[str]) -> list[Photo]:
+    """The photographs of `sample`, of `df2k`, or else those directly in `folder`.
+
+    Raises `DataError` where there are none.
+    """
     if source == "sample":
         return [Photo(s.name, _locate(s), s.origin, s.licence, s.sha256) for s in SAMPLES]
+    if source == "df2k":
+        return _df2k(holdout)
     table = by_stem(images.find(str(folder)))
     if not table:
         raise DataError(f"{folder}: no pictures there: correct data.folder")
     return [Photo(name, path, str(folder), "the user's own", None) for name, path in table.items()]
+
+
+def ignored(source: str, folder: str | Path | None) -> list[str]:
+    """What lies in the user's folder and has no picture's name: files, and folders, which are not entered."""
+    if source != "folder":
+        return []
+    pictures = set(images.find(str(folder)))
+    return sorted(path.name for path in Path(str(folder)).iterdir() if path not in pictures)
+
+
+def _df2k(holdout: Collection[str]) -> list[Photo]:
+    """DIV2K's training pictures and Flickr2K's; of DIV2K's validation pictures those that are held out."""
+    held = archives.VALIDATION & set(holdout)
+    wanted = [*archives.DF2K, *([archives.DIV2K_VALID] if held else [])]
+    folders = archives.prepare(wanted, ARCHIVES, LOCK)
+    photos = [
+        Photo(path.stem, path, archive.origin, archive.licence, None, ours=True)
+        for archive, folder in zip(wanted, folders, strict=True)
+        for path in images.find(folder)
+    ]
+    return [photo for photo in photos if photo.name in held or photo.name not in archives.VALIDATION]
 
 
 def _locate(sample: Sample) -> Path:

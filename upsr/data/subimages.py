@@ -5,29 +5,45 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import cv2
+import numpy as np
 from tqdm import tqdm
 
 from upsr import images
-from upsr.data import DataError, by_stem, settle_corrupt, whole_folder
+from upsr.data import DataError, by_stem, encode_png, settle_corrupt, whole_folder
 
 
-def crop(folder: Path, out: Path, *, size: int, step: int, threshold: int, on_corrupt: str) -> dict[str, Any]:
+class Cut(NamedTuple):
+    """What became of one picture; `fault` says why it could not be read."""
+
+    file: str
+    written: int = 0
+    flat: int = 0
+    whole: bool = False
+    fault: str = ""
+
+
+def crop(
+    folder: Path, out: Path, *, size: int, step: int, threshold: int, min_gradient: float, on_corrupt: str
+) -> dict[str, Any]:
     """Fills `out` anew with `STEM_s001.png` ... of every picture in `folder`, by BasicSR's geometry.
 
-    Returns what it writes to `out/report.json`: pictures read, sub-images written, pictures no larger than `size` and
-    so kept whole, and a message for each corrupt one. Memory: one picture per thread. Raises `DataError`.
+    Returns what it writes to `out/report.json`, in which every file of `folder` is: how many sub-images each picture
+    gave, a message for each corrupt one, the files that are no pictures; and how many sub-images there are, how many
+    were flat, and how many pictures were no larger than `size` and so kept whole. Memory: one picture per thread.
+    Raises `DataError`.
     """
     paths = list(by_stem(images.find(folder)).values())
     with whole_folder(out) as new:
-        work = partial(_crop_one, out=new, size=size, step=step, threshold=threshold)
+        work = partial(_crop_one, out=new, size=size, step=step, threshold=threshold, min_gradient=min_gradient)
         with ThreadPoolExecutor() as pool:  # OpenCV codes and decodes outside Python's lock
             results = list(tqdm(pool.map(work, paths), total=len(paths), desc="crop", disable=None))
-        report = _report(results)
+        report = _report(results) | {"ignored": _others(folder, paths)}
         settle_corrupt(report["corrupt"], on_corrupt)
         if not report["subimages"]:
-            raise DataError(f"{folder}: no readable picture to cut: run the `download` stage")
+            raise DataError(f"{folder}: gave no sub-image: run the `download` stage, or lower crop.min_gradient")
         (new / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return report
 
@@ -38,23 +54,42 @@ def positions(length: int, size: int, step: int, threshold: int) -> list[int]:
     return [*starts, length - size] if length - (starts[-1] + size) > threshold else starts
 
 
-def _crop_one(path: Path, *, out: Path, size: int, step: int, threshold: int) -> tuple[int, bool] | str:
-    """Writes one picture's sub-images; returns how many and whether it was kept whole, or why it cannot be read."""
+def gradient_energy(rgb: np.ndarray) -> float:
+    """Mean of (∂x)² + (∂y)² of the grey levels 0..255 of (H, W, 3); 0 for a single colour."""
+    gray = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    return sum(float(np.square(np.diff(gray, axis=axis)).mean()) for axis in (0, 1) if gray.shape[axis] > 1)
+
+
+def _crop_one(path: Path, *, out: Path, size: int, step: int, threshold: int, min_gradient: float) -> Cut:
+    """Writes one picture's sub-images; a flat one keeps its number, so that names do not depend on `min_gradient`."""
     try:
         rgb = images.read_rgb(path)
     except images.ImageError as error:
-        return str(error)
-    rows, columns = (positions(side, size, step, threshold) for side in rgb.shape[:2])
-    for number, (y, x) in enumerate(product(rows, columns), start=1):
-        images.write(out / f"{path.stem}_s{number:03d}.png", rgb[y : y + size, x : x + size])
-    return len(rows) * len(columns), max(rgb.shape) <= size
+        return Cut(path.name, fault=str(error))
+    written = flat = 0
+    places = product(*(positions(side, size, step, threshold) for side in rgb.shape[:2]))
+    for number, (y, x) in enumerate(places, start=1):
+        part = rgb[y : y + size, x : x + size]
+        if min_gradient and gradient_energy(part) < min_gradient:
+            flat += 1
+            continue
+        (out / f"{path.stem}_s{number:03d}.png").write_bytes(encode_png(part))  # atomic is the folder as a whole
+        written += 1
+    return Cut(path.name, written, flat, max(rgb.shape[:2]) <= size)
 
 
-def _report(results: list[tuple[int, bool] | str]) -> dict[str, Any]:
-    done = [r for r in results if not isinstance(r, str)]
+def _report(results: list[Cut]) -> dict[str, Any]:
+    done = [r for r in results if not r.fault]
     return {
-        "pictures": len(done),
-        "subimages": sum(count for count, _ in done),
-        "whole": sum(whole for _, whole in done),
-        "corrupt": [r for r in results if isinstance(r, str)],
+        "cut": {r.file: r.written for r in done},
+        "subimages": sum(r.written for r in done),
+        "flat": sum(r.flat for r in done),
+        "whole": sum(r.whole for r in done),
+        "corrupt": [r.fault for r in results if r.fault],
     }
+
+
+def _others(folder: Path, pictures: list[Path]) -> list[str]:
+    """What else lies in a folder; the manifest that `download` leaves there is no news."""
+    known = {path.name for path in pictures} | {"manifest.json"}
+    return sorted(path.name for path in folder.iterdir() if path.name not in known)

@@ -29,10 +29,11 @@ def jpeg(x: Tensor, quality: Tensor) -> Tensor:
     """(B, 3, H, W) RGB in [0, 1], any size, and `quality` (B,) in 1..100 -> the picture after JPEG 4:2:0, in [0, 1]."""
     height, width = x.shape[2:]
     # By its edge pixels, as encoders do: black would colour the last blocks.
-    x = F.pad(x, (0, -width % 16, 0, -height % 16), mode="replicate")
+    if height % 16 or width % 16:
+        x = F.pad(x, (0, -width % 16, 0, -height % 16), mode="replicate")
     factor = torch.where(quality < 50, 50 / quality, 2 - quality / 50).view(-1, 1, 1, 1)
     with torch.autocast(x.device.type, enabled=False):
-        return _code(x * 255 - 128, factor)[:, :, :height, :width].add(128).div(255).clamp(0, 1)
+        return _code(x * 255 - 128, factor)[:, :, :height, :width].add(128).div_(255).clamp_(0, 1)
 
 
 def _code(x: Tensor, factor: Tensor) -> Tensor:
@@ -50,7 +51,7 @@ def _quantise(planes: Tensor, dct: Tensor, table: Tensor) -> Tensor:
     b, c, h, w = planes.shape
     table = table.clamp(min=1)  # as libjpeg; without it quality 100 divides by zero
     blocks = F.pixel_unshuffle(planes, 8).view(b, c, 64, -1)
-    blocks = dct.T @ ((dct @ blocks / table).round() * table)
+    blocks = dct.T @ (dct @ blocks).div_(table).round_().mul_(table)
     return F.pixel_shuffle(blocks.view(b, c * 64, h // 8, w // 8), 8)
 
 

@@ -5,34 +5,37 @@ drawn on the device. Nothing comes back from the device, so that a GPU is never 
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from upsr.degradation.draws import Draws
 from upsr.images import round8
 
 MODES = ("area", "bilinear", "bicubic")
 USM_RADIUS, USM_WEIGHT, USM_THRESHOLD = 25, 0.5, 10
 
 
-def on_device(values: np.ndarray, x: Tensor) -> Tensor:
-    """Sends numbers or flags to where `x` is, as float32 or bool, without waiting."""
-    tensor = torch.from_numpy(values)
-    return (tensor.float() if tensor.is_floating_point() else tensor).to(x.device, non_blocking=True)
-
-
 def filter2d(x: Tensor, kernels: Tensor) -> Tensor:
     """Correlates sample b of (B, C, H, W) with kernel b of (B, kh, kw), odd sides; the border is reflected."""
-    batch, channels, height, width = x.shape
-    columns = _reflected(width, kernels.shape[2] // 2, x.device)
-    rows = _reflected(height, kernels.shape[1] // 2, x.device)
+    batch, channels = x.shape[:2]
     # Every channel of every sample becomes a channel of one picture, filtered by its own kernel.
-    planes = x.index_select(3, columns).index_select(2, rows).flatten(0, 1)
+    planes = _reflect(x, kernels.shape[1] // 2, kernels.shape[2] // 2).flatten(0, 1)
     weights = kernels.repeat_interleave(channels, dim=0)[:, None]
     with torch.autocast(x.device.type, enabled=False):
         return F.conv2d(planes[None], weights, groups=batch * channels).view_as(x)
+
+
+def _reflect(x: Tensor, rows: int, columns: int) -> Tensor:
+    """Continues the picture on all sides by reflection."""
+    if x.shape[2] > rows and x.shape[3] > columns:
+        return F.pad(x, (columns, columns, rows, rows), mode="reflect")
+    return x.index_select(3, _reflected(x.shape[3], columns, x.device)).index_select(
+        2, _reflected(x.shape[2], rows, x.device)
+    )
 
 
 def _reflected(size: int, pad: int, device: torch.device) -> Tensor:
@@ -70,8 +73,7 @@ def random_resize(x: Tensor, size: Sequence[int], rng: np.random.Generator) -> T
 
 def random_noise(
     x: Tensor,
-    rng: np.random.Generator,
-    generator: torch.Generator,
+    draws: Draws,
     *,
     gaussian: float,
     sigma: tuple[float, float],
@@ -79,31 +81,38 @@ def random_noise(
     gray: float,
 ) -> Tensor:
     """Adds noise as the keys of `config.Noise` say: one kind for the batch, strength and greyness per sample."""
-    batch = len(x)
-    is_gray = on_device(rng.random(batch) < gray, x)
-    if rng.random() < gaussian:
-        return gaussian_noise(x, on_device(rng.uniform(*sigma, batch), x), is_gray, generator)
-    return poisson_noise(x, on_device(rng.uniform(*poisson_scale, batch), x), is_gray, generator)
+    is_gray = draws.chance(gray)
+    if draws.batch.random() < gaussian:
+        return gaussian_noise(x, draws.uniform(sigma), is_gray, draws.fields)
+    return poisson_noise(x, draws.uniform(poisson_scale), is_gray, draws.fields)
 
 
-def gaussian_noise(x: Tensor, sigma: Tensor, gray: Tensor, generator: torch.Generator) -> Tensor:
-    """Adds N(0, σ²), σ (B,) on the 0..255 scale, the same in all channels where `gray` (B,) is set; clips to [0, 1]."""
-    noise = torch.randn(x.shape, generator=generator, device=x.device)
-    noise = torch.where(_per_sample(gray), noise[:, :1], noise)
-    return (x + _per_sample(sigma) / 255 * noise).clamp(0, 1)
+def gaussian_noise(x: Tensor, sigma: Tensor, gray: Sequence[bool], fields: Sequence[torch.Generator]) -> Tensor:
+    """Adds N(0, σ²), σ (B,) on the 0..255 scale, the same in all channels where `gray` (B) is set; clips to [0, 1].
+
+    Each sample's noise comes from its own generator of `fields`.
+    """
+    shape, draw = x.shape[2:], partial(torch.randn, device=x.device)
+    noise = [draw(1 if one else 3, *shape, generator=f).expand(3, *shape) for one, f in zip(gray, fields, strict=True)]
+    return torch.addcmul(x, torch.stack(noise), _per_sample(sigma) / 255).clamp_(0, 1)
 
 
-def poisson_noise(x: Tensor, scale: Tensor, gray: Tensor, generator: torch.Generator) -> Tensor:
+def poisson_noise(x: Tensor, scale: Tensor, gray: Sequence[bool], fields: Sequence[torch.Generator]) -> Tensor:
     """Adds `scale` (B,) times the noise of counting photons: Poisson(v x)/v - x, v from `_photons`; clips to [0, 1].
 
-    Where `gray` (B,) is set, the photons are those of the grey picture and the noise is the same in all channels.
+    Where `gray` (B) is set, the photons are those of the grey picture and the noise is the same in all channels. Each
+    sample's noise comes from its own generator of `fields`.
     """
-    gray = _per_sample(gray)
-    rate = round8(torch.where(gray, 0.299 * x[:, :1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:], x))
+    is_gray = _per_sample(torch.tensor(gray).to(x.device, non_blocking=True))
+    rate = round8(torch.where(is_gray, 0.299 * x[:, :1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:], x))
     photons = _per_sample(_photons(rate))
-    noise = torch.poisson(rate * photons, generator) / photons - rate
-    noise = torch.where(gray, noise[:, :1], noise)
-    return (x + _per_sample(scale) * noise).clamp(0, 1)
+    expected = rate * photons
+    counts = [
+        torch.poisson(rates[: 1 if one else 3], field).expand_as(rates)
+        for rates, one, field in zip(expected, gray, fields, strict=True)
+    ]
+    noise = torch.stack(counts).sub_(expected).div_(photons)
+    return torch.addcmul(x, noise, _per_sample(scale)).clamp_(0, 1)
 
 
 def _photons(x: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """The whole chain from HR to LR: Real-ESRGAN (arXiv 2107.10833, figure 2) with UPSR's settings."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from upsr.config import Degradation, Round
 from upsr.degradation import kernels, ops
+from upsr.degradation.draws import Draws
 from upsr.degradation.jpeg import jpeg
 from upsr.images import round8
 
@@ -33,41 +35,43 @@ class SecondOrder:
         return ops.usm_sharpen(hr.float()) if self.usm else hr
 
     @torch.no_grad()
-    def __call__(self, hr: Tensor, seed: Sequence[int]) -> Tensor:
+    def __call__(self, hr: Tensor, seed: Sequence[int], first: int = 0) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> (B, 3, H/scale, W/scale) float32, rounded to 8 bit.
 
-        Everything random is a function of `seed`, non-negative numbers such as (seed, step, rank).
+        Everything random is a function of `seed`, non-negative numbers such as (seed, step), and of a sample's number
+        in the global batch, of which these are the samples from `first` on.
         """
-        rng = np.random.default_rng(seed)
-        generator = torch.Generator(hr.device).manual_seed(int(rng.integers(2**32)))
+        draws = Draws(seed, first, len(hr), hr.device)
         size = (hr.shape[2] // self.scale, hr.shape[3] // self.scale)
-        x = _degrade(hr.float(), self.first, hr.shape[2:], rng, generator)
-        x = _compress(x, self.first, rng)
-        x = _degrade(x, self.second, size, rng, generator)
+        x = _degrade(hr.float(), self.first, hr.shape[2:], draws)
+        x = _compress(x, self.first, draws)
+        x = _degrade(x, self.second, size, draws)
         # A picture on the web was resized and sharpened before it was last saved, or after.
-        if rng.random() < 0.5:
-            x = _compress(self._finish(x, size, rng), self.second, rng)
+        if draws.batch.random() < 0.5:
+            x = _compress(self._finish(x, size, draws), self.second, draws)
         else:
-            x = self._finish(_compress(x, self.second, rng), size, rng)
+            x = self._finish(_compress(x, self.second, draws), size, draws)
         return round8(x)
 
-    def _finish(self, x: Tensor, size: Sequence[int], rng: np.random.Generator) -> Tensor:
+    def _finish(self, x: Tensor, size: Sequence[int], draws: Draws) -> Tensor:
         """Brings the picture to its last size and lets it ring."""
         bounds = self.second.blur.kernel_size
-        sincs = [kernels.random_final_sinc(rng, probability=self.final_sinc, kernel_size=bounds) for _ in x]
-        return ops.filter2d(ops.random_resize(x, size, rng), ops.on_device(np.stack(sincs), x))
+        make = partial(kernels.random_final_sinc, probability=self.final_sinc, kernel_size=bounds)
+        return ops.filter2d(ops.random_resize(x, size, draws.batch), _kernels(make, draws))
 
 
-def _degrade(
-    x: Tensor, values: Round, base: Sequence[int], rng: np.random.Generator, generator: torch.Generator
-) -> Tensor:
+def _degrade(x: Tensor, values: Round, base: Sequence[int], draws: Draws) -> Tensor:
     """Blur, resize to a random multiple of `base`, noise."""
-    blurs = [kernels.random_kernel(rng, **dict(values.blur)) for _ in x]
-    x = ops.filter2d(x, ops.on_device(np.stack(blurs), x))
-    factor = ops.random_factor(rng, **dict(values.resize))
-    x = ops.random_resize(x, [max(1, int(side * factor)) for side in base], rng)
-    return ops.random_noise(x, rng, generator, **dict(values.noise))
+    x = ops.filter2d(x, _kernels(partial(kernels.random_kernel, **dict(values.blur)), draws))
+    factor = ops.random_factor(draws.batch, **dict(values.resize))
+    x = ops.random_resize(x, [max(1, int(side * factor)) for side in base], draws.batch)
+    return ops.random_noise(x, draws, **dict(values.noise))
 
 
-def _compress(x: Tensor, values: Round, rng: np.random.Generator) -> Tensor:
-    return jpeg(x.clamp(0, 1), ops.on_device(rng.uniform(*values.jpeg, len(x)), x))
+def _kernels(make: Callable[[np.random.Generator], np.ndarray], draws: Draws) -> Tensor:
+    """(B, k, k): each sample's own."""
+    return draws.send(np.stack([make(rng) for rng in draws.samples]).astype(np.float32))
+
+
+def _compress(x: Tensor, values: Round, draws: Draws) -> Tensor:
+    return jpeg(x.clamp(0, 1), draws.uniform(values.jpeg))

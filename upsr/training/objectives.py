@@ -26,10 +26,13 @@ class Pairs(nn.Module):
         self.degrade, self.pool = degrade, pool
 
     @torch.no_grad()
-    def forward(self, hr: Tensor, seed: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """(B, 3, P, P) uint8 -> LR and HR in [0, 1], a function of `seed`."""
+    def forward(self, hr: Tensor, seed: Sequence[int], first: int = 0) -> tuple[Tensor, Tensor]:
+        """(B, 3, P, P) uint8 -> LR and HR in [0, 1], a function of `seed` and of each sample's number.
+
+        The patches are the samples from `first` on of the global batch, however that is split over processes.
+        """
         target = self.degrade.target(hr.float() / 255)
-        target, lr = self.pool(target, self.degrade(target, seed), (*seed, 2))
+        target, lr = self.pool(target, self.degrade(target, seed, first), (*seed, 2), first)
         return lr, target
 
 

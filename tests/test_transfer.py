@@ -1,0 +1,361 @@
+"""Downloads from a real server that does everything wrong, and archives that are not what they say."""
+
+import hashlib
+import io
+import json
+import tarfile
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from upsr.data import DataError, archives, transfer
+from upsr.data.archives import Archive, prepare
+from upsr.data.download import fetch
+from upsr.data.extract import extract
+from upsr.data.transfer import Remote, download
+
+BODY = np.random.default_rng(0).bytes(3_000_000)
+SHA256 = hashlib.sha256(BODY).hexdigest()
+Fault = Callable[["Answer"], None]
+
+
+class Answer(BaseHTTPRequestHandler):
+    """Serves `Server.files`; the faults of a path are used up one by one, then it is a good server with ranges."""
+
+    server: "Server"
+
+    def do_GET(self) -> None:
+        self.server.asked.append((self.path, self.headers.get("Range")))
+        faults = self.server.faults.get(self.path, [])
+        if faults:
+            faults.pop(0)(self)
+        elif self.path in self.server.files:
+            self.serve()
+        else:
+            self.send_error(404)
+
+    def serve(self, *, ranges: bool = True, cut: int | None = None, lie: int = 0, body: bytes | None = None) -> None:
+        """The file from where it was asked for; `cut`: only so many bytes; `lie`: added to the length it tells."""
+        whole = self.server.files[self.path] if body is None else body
+        mark = f'"{hashlib.sha256(whole).hexdigest()[:8]}"'
+        start = int((self.headers.get("Range") or "bytes=0-")[6:-1])
+        start = start if ranges and self.headers.get("If-Range") in (None, mark) else 0
+        if start >= len(whole):
+            return self.send_error(416)
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(whole) - start + lie))
+        self.send_header("ETag", mark)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(whole) - 1}/{len(whole)}")
+        self.end_headers()
+        self.wfile.write(whole[start:][:cut])
+        self.close_connection = True
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.files: dict[str, bytes] = {"/a.bin": BODY, "/mirror/a.bin": BODY}
+        self.faults: dict[str, list[Fault]] = {}
+        self.asked: list[tuple[str, str | None]] = []
+
+    def url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.server_port}{path}"
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setattr(transfer, "PAUSE", 0.01)
+    monkeypatch.setattr(transfer, "TIMEOUT", (2, 1))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    running = Server()
+    thread = threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    yield running
+    running.shutdown()
+    running.server_close()
+
+
+def busy(answer: Answer) -> None:
+    answer.send_error(503)
+
+
+def serve(**how: Any) -> Fault:
+    return lambda answer: answer.serve(**how)
+
+
+def silent(answer: Answer) -> None:
+    """Takes the request and says nothing for longer than anyone waits."""
+    threading.Event().wait(1.5)
+
+
+def remote(server: Server, *paths: str, known: bool = True) -> Remote:
+    urls = tuple(server.url(p) for p in paths or ("/a.bin",))
+    return Remote("a.bin", urls, len(BODY) if known else None, SHA256 if known else None)
+
+
+WRONG = bytes(len(BODY))
+FAULTS: dict[str, list[Fault]] = {
+    "a good server": [],
+    "cuts the connection": [serve(cut=1 << 20), serve(cut=1 << 19), serve(cut=1)],
+    "cuts at once": [serve(cut=0), serve(cut=0)],
+    "ignores ranges": [serve(cut=1 << 20), serve(ranges=False)],
+    "tells too much": [serve(lie=1000)],
+    "tells too little": [serve(lie=-1000)],
+    "is busy": [busy, busy, busy],
+    "is busy in the middle": [serve(cut=1 << 20), busy, busy],
+    "falls silent": [serve(cut=1 << 20), silent],
+    "sends the end of another file": [serve(cut=1 << 20), serve(body=WRONG)],
+    "continues where nobody asked": [serve(cut=1 << 20), lambda a: a.send_error(416)],
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_the_file_is_whole_in_the_end(server: Server, tmp_path: Path, name: str):
+    server.faults["/a.bin"] = list(FAULTS[name])
+    download([remote(server)], tmp_path)
+    assert (tmp_path / "a.bin").read_bytes() == BODY
+    assert [p.name for p in tmp_path.iterdir()] == ["a.bin"]
+
+
+def test_what_arrived_is_not_asked_for_again(server: Server, tmp_path: Path):
+    server.faults["/a.bin"] = [serve(cut=1 << 20)]
+    download([remote(server)], tmp_path)
+    assert server.asked == [("/a.bin", None), ("/a.bin", "bytes=1048576-")]
+    download([remote(server)], tmp_path)
+    assert len(server.asked) == 2  # it is there
+
+
+def test_a_run_that_was_killed_goes_on_in_the_next(server: Server, tmp_path: Path):
+    server.faults["/a.bin"] = [serve(cut=2 << 20), *[serve(cut=0)] * transfer.ATTEMPTS]
+    with pytest.raises(DataError, match=r"a\.bin: cannot be had .*run it again to go on"):
+        download([remote(server)], tmp_path)
+    assert not (tmp_path / "a.bin").exists()
+    server.asked.clear()
+    download([remote(server)], tmp_path)
+    assert server.asked == [("/a.bin", "bytes=2097152-")]
+    assert (tmp_path / "a.bin").read_bytes() == BODY
+
+
+@pytest.mark.parametrize("first", ["/gone.bin", "/wrong.bin", "/busy.bin"])
+def test_mirrors_are_tried_in_turn(server: Server, tmp_path: Path, first: str):
+    server.files |= {"/wrong.bin": WRONG}
+    server.faults["/busy.bin"] = [busy] * 99
+    download([remote(server, first, "/mirror/a.bin")], tmp_path)
+    assert (tmp_path / "a.bin").read_bytes() == BODY
+
+
+def test_a_mirror_goes_on_where_the_first_gave_up(server: Server, tmp_path: Path):
+    server.faults["/a.bin"] = [serve(cut=2 << 20), *[serve(cut=0)] * 99]
+    download([remote(server, "/a.bin", "/mirror/a.bin")], tmp_path)
+    assert server.asked[-1] == ("/mirror/a.bin", "bytes=2097152-")
+    assert (tmp_path / "a.bin").read_bytes() == BODY
+
+
+@pytest.mark.parametrize(
+    ("faults", "reason"),
+    [
+        ([serve(body=WRONG)] * 99, r"other bytes than it should \(SHA-256\)"),
+        ([serve(body=BODY[:1000])] * 99, "ended after 1000 of 3000000|nothing beyond byte 1000"),
+        ([serve(body=BODY + b"more")] * 99, "has 3000004 bytes, not 3000000"),
+        ([busy] * 99, "busy, however often asked"),
+        ([lambda a: a.send_error(403)], "answered 403"),
+        ([serve(cut=0)] * 99, "the connection broke"),
+    ],
+)
+def test_what_cannot_be_had_is_said_and_what_was_there_stays(
+    server: Server, tmp_path: Path, faults: list[Fault], reason: str
+):
+    (tmp_path / "a.bin").write_bytes(b"an older version")
+    server.faults["/a.bin"] = list(faults)
+    with pytest.raises(DataError, match=reason):
+        download([remote(server)], tmp_path)
+    assert (tmp_path / "a.bin").read_bytes() == b"an older version"
+
+
+def test_a_file_without_a_hash_is_never_put_together_from_two_versions(server: Server, tmp_path: Path):
+    """The server has a new version by the time the download goes on."""
+    server.faults["/a.bin"] = [serve(cut=1 << 20, body=WRONG)]
+    download([remote(server, known=False)], tmp_path)
+    assert (tmp_path / "a.bin").read_bytes() == BODY
+
+
+def test_several_at_once(server: Server, tmp_path: Path):
+    parts = {f"/{i}.bin": BODY[i * 100_000 : (i + 1) * 100_000] for i in range(9)}
+    server.files |= parts
+    server.faults = {path: [serve(cut=50_000)] for path in parts}
+    files = [Remote(p[1:], (server.url(p),), len(b), hashlib.sha256(b).hexdigest()) for p, b in parts.items()]
+    download(files, tmp_path)
+    assert all((tmp_path / path[1:]).read_bytes() == body for path, body in parts.items())
+
+
+def test_room_is_made_sure_of_before_the_first_byte(server: Server, tmp_path: Path):
+    with pytest.raises(DataError, match=r"GB are needed and .* GB are free"):
+        download([remote(server)], tmp_path, spare=1 << 60)
+    assert not server.asked
+
+
+# Archives
+
+
+def png(value: int) -> bytes:
+    return cv2.imencode(".png", np.full((8, 8, 3), value, np.uint8))[1].tobytes()
+
+
+def zipped(members: dict[str, bytes]) -> bytes:
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, body in members.items():
+            file.writestr(name, body)
+    return data.getvalue()
+
+
+def tarred(members: dict[str, bytes], link: str = "") -> bytes:
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as file:
+        for name, body in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(body)
+            file.addfile(info, io.BytesIO(body))
+        if link:
+            info = tarfile.TarInfo("x/HR/link.png")
+            info.type, info.linkname = tarfile.SYMTYPE, link
+            file.addfile(info)
+    return data.getvalue()
+
+
+def unpack(tmp_path: Path, data: bytes, pictures: int = 2, most: int = 10_000) -> Path:
+    (tmp_path / "in").mkdir(exist_ok=True)
+    (tmp_path / "in/archive").write_bytes(data)
+    extract(tmp_path / "in/archive", tmp_path / "out", wanted="*/HR/*", pictures=pictures, most=most)
+    return tmp_path / "out"
+
+
+GOOD = {"x/HR/a.png": png(1), "x/HR/b.png": png(2), "x/LR/a.png": png(3), "x/HR/readme.txt": b"hello"}
+
+
+@pytest.mark.parametrize("pack", [zipped, tarred])
+def test_the_wanted_pictures_come_out_and_nothing_else(tmp_path: Path, pack: Callable[[dict[str, bytes]], bytes]):
+    out = unpack(tmp_path, pack(GOOD))
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == {"a.png": png(1), "b.png": png(2)}
+
+
+@pytest.mark.parametrize("pack", [zipped, tarred])
+def test_no_path_leaves_the_folder(tmp_path: Path, pack: Callable[[dict[str, bytes]], bytes]):
+    evil = {"../../HR/evil.png": png(1), "/HR/root.png": png(2), "x/HR/../../../up.png": png(3)}
+    out = unpack(tmp_path, pack(evil), pictures=3)
+    assert {p.name for p in out.iterdir()} == {"evil.png", "root.png", "up.png"}
+    assert {p.name for p in tmp_path.iterdir()} == {"in", "out"}
+
+
+def test_links_are_passed_over(tmp_path: Path):
+    out = unpack(tmp_path, tarred({"x/HR/a.png": png(1)}, link="/etc/passwd"), pictures=1)
+    assert [p.name for p in out.iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (zipped({"x/HR/bomb.png": bytes(1_000_000)}), "unpacks to far more"),
+        (tarred({"x/HR/bomb.png": bytes(1_000_000)}), "unpacks to far more"),
+        (zipped({"x/HR/a.png": png(1), "y/HR/a.png": png(2)}), r"two pictures named a\.png"),
+        (zipped({"x/HR/a.png": png(1)}), "holds 1 pictures"),
+        (tarred(GOOD)[:1000], "broken archive"),
+        (zipped(GOOD)[:-30], "broken archive"),
+        (b"<html>please log in</html>", "broken archive"),
+    ],
+)
+def test_an_archive_that_is_not_right_leaves_what_was_there(tmp_path: Path, data: bytes, reason: str):
+    before = unpack(tmp_path, zipped(GOOD))
+    with pytest.raises(DataError, match=reason):
+        unpack(tmp_path, data)
+    assert {p.name for p in before.iterdir()} == {"a.png", "b.png"}
+
+
+# DF2K, small
+
+
+@pytest.fixture
+def df2k(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The three archives with two, two and one tiny pictures, on the local server."""
+    small = {"DIV2K_TRAIN": ("0001", "0002"), "FLICKR2K": ("000001", "000002"), "DIV2K_VALID": ("0801",)}
+    made: dict[str, Archive] = {}
+    for i, (name, pictures) in enumerate(small.items()):
+        whole: Archive = getattr(archives, name)
+        members = {whole.wanted.replace("*", p): png(10 * i + n) for n, p in enumerate(pictures)}
+        data = (tarred if whole.remote.name.endswith("tar") else zipped)(members)
+        server.files[f"/{whole.remote.name}"] = data
+        pinned = whole.remote.sha256 is not None
+        small_remote = Remote(
+            whole.remote.name,
+            (server.url(f"/{whole.remote.name}"),),
+            len(data) if pinned else None,
+            hashlib.sha256(data).hexdigest() if pinned else None,
+        )
+        made[name] = replace(whole, remote=small_remote, pictures=len(pictures), unpacked=10_000)
+        monkeypatch.setattr(archives, name, made[name])
+    monkeypatch.setattr(archives, "DF2K", (made["DIV2K_TRAIN"], made["FLICKR2K"]))
+    monkeypatch.setattr(archives, "UNKNOWN_SIZE", 10_000)
+    monkeypatch.setattr("upsr.data.sources.ARCHIVES", tmp_path / "archives")
+    monkeypatch.setattr("upsr.data.sources.LOCK", tmp_path / "sources.lock")
+    return tmp_path
+
+
+def take(folder: Path, *holdout: str) -> dict[str, Any]:
+    return fetch(
+        "df2k",
+        None,
+        folder / "hr",
+        holdout=holdout,
+        holdout_dir=folder / "holdout",
+        max_side=8,
+        scale=4,
+        on_corrupt="fail",
+    )
+
+
+def test_df2k_comes_as_training_pictures_and_validation_only_where_held_out(df2k: Path, server: Server):
+    server.faults["/Flickr2K.tar"] = [serve(cut=2000)]
+    manifest = take(df2k, "0002")
+    assert {p.name for p in (df2k / "hr").glob("*.png")} == {"0001.png", "000001.png", "000002.png"}
+    assert {p.name for p in (df2k / "holdout").iterdir()} == {"0002.png"}
+    assert all("NTIRE 2017" in p["origin"] and p["licence"] for p in manifest["pictures"])
+    assert (df2k / "hr/0001.png").samefile(df2k / "archives/DIV2K_train_HR/0001.png")  # takes its room once
+    take(df2k, "0801")
+    assert len(list((df2k / "hr").glob("*.png"))) == 4
+    assert {p.name for p in (df2k / "holdout").iterdir()} == {"0801.png"}
+    server.asked.clear()
+    take(df2k, "0801")
+    assert not server.asked
+
+
+def test_a_hash_that_nobody_publishes_is_held_from_its_first_use_on(df2k: Path, server: Server, capsys):
+    take(df2k, "0001")
+    data = server.files["/Flickr2K.tar"]
+    assert json.loads((df2k / "sources.lock").read_text()) == {"Flickr2K.tar": hashlib.sha256(data).hexdigest()}
+    assert "Flickr2K.tar: no hash is published; trusted at first use" in capsys.readouterr().out
+    (df2k / "archives/Flickr2K.tar").unlink()
+    (df2k / "archives/Flickr2K/000001.png").unlink()
+    server.files["/Flickr2K.tar"] = data[:600] + b"!" + data[601:]
+    with pytest.raises(DataError, match=r"Flickr2K\.tar.*other bytes than it should"):
+        take(df2k, "0001")
+
+
+def test_what_does_not_unpack_is_not_trusted(df2k: Path, server: Server):
+    server.files["/Flickr2K.tar"] = b"<html>please log in</html>"
+    with pytest.raises(DataError, match=r"Flickr2K\.tar: broken archive"):
+        prepare([archives.FLICKR2K], df2k / "archives", df2k / "sources.lock")
+    assert not (df2k / "sources.lock").exists()

@@ -1,0 +1,110 @@
+"""The archives of DF2K: where they are, what is known of them, and how they become folders of pictures."""
+
+import json
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from upsr import images
+from upsr.data import DataError
+from upsr.data.extract import extract
+from upsr.data.transfer import Remote, digest, download
+
+
+@dataclass(frozen=True)
+class Archive:
+    """An archive of pictures. `remote.sha256` is None where its makers publish none: see `prepare`."""
+
+    remote: Remote
+    wanted: str
+    pictures: int
+    unpacked: int
+    """Bytes, rounded up: what room is made for, and more than which is refused."""
+    origin: str
+    licence: str
+
+
+RESEARCH = "for academic research; copyright stays with the photographers"
+
+# Size and SHA-256 of DIV2K are those that TensorFlow Datasets records (url_checksums/div2k.txt).
+DIV2K_TRAIN = Archive(
+    Remote(
+        "DIV2K_train_HR.zip",
+        ("https://data.vision.ee.ethz.ch/cvl/DIV2K/DIV2K_train_HR.zip",),
+        3530603713,
+        "9d0b9c463f6e35b6c62cc6a930ee2224f670b34c1df841a57670f9acf0f6c335",
+    ),
+    "DIV2K_train_HR/*.png",
+    800,
+    4_000_000_000,
+    "DIV2K, Agustsson and Timofte, NTIRE 2017",
+    RESEARCH,
+)
+DIV2K_VALID = Archive(
+    Remote(
+        "DIV2K_valid_HR.zip",
+        ("https://data.vision.ee.ethz.ch/cvl/DIV2K/DIV2K_valid_HR.zip",),
+        448993893,
+        "20dd31fd84d777bc1cf5d6b7654a3f569c0aec74458ae094122ad1d0489900fc",
+    ),
+    "DIV2K_valid_HR/*.png",
+    100,
+    500_000_000,
+    "DIV2K, Agustsson and Timofte, NTIRE 2017",
+    RESEARCH,
+)
+# The archive also holds LR pictures, which are not unpacked: some 20 GB in all.
+FLICKR2K = Archive(
+    Remote(
+        "Flickr2K.tar",
+        ("https://cv.snu.ac.kr/research/EDSR/Flickr2K.tar", "http://cv.snu.ac.kr/research/EDSR/Flickr2K.tar"),
+        None,
+        None,
+    ),
+    "Flickr2K/Flickr2K_HR/*.png",
+    2650,
+    15_000_000_000,
+    "Flickr2K, Lim et al., NTIRE 2017",
+    RESEARCH,
+)
+DF2K = (DIV2K_TRAIN, FLICKR2K)
+VALIDATION = frozenset(f"{number:04d}" for number in range(801, 901))
+"""The names of DIV2K's validation pictures, which are never trained on."""
+
+UNKNOWN_SIZE = 21_000_000_000  # bytes of room for an archive whose size nobody published
+
+
+def prepare(archives: Collection[Archive], folder: Path, lock: Path) -> list[Path]:
+    """Downloads and unpacks archives below `folder`, each once; returns the folders of pictures.
+
+    An archive without a published hash is trusted when it first comes and unpacks as it should; its hash goes to
+    `lock` (JSON, name -> SHA-256) and is demanded from then on, so `lock` belongs into version control.
+    """
+    held = _held(lock)
+    folders = [folder / Path(archive.remote.name).stem for archive in archives]
+    known = [replace(a, remote=replace(a.remote, sha256=a.remote.sha256 or held.get(a.remote.name))) for a in archives]
+    missing = [(a, out) for a, out in zip(known, folders, strict=True) if len(_pictures(out)) != a.pictures]
+    unknown = [a for a, _ in missing if not a.remote.size and not (folder / a.remote.name).is_file()]
+    room = sum(a.unpacked for a, _ in missing) + UNKNOWN_SIZE * len(unknown)
+    download([a.remote for a, _ in missing], folder, spare=room)
+    for archive, out in missing:
+        path = folder / archive.remote.name
+        extract(path, out, wanted=archive.wanted, pictures=archive.pictures, most=archive.unpacked)
+        if archive.remote.sha256 is None:
+            held[path.name] = digest(path)
+            print(f"{path.name}: no hash is published; trusted at first use: {held[path.name]}. Commit {lock}")
+            with images.atomic(lock) as temporary:
+                temporary.write_text(json.dumps(held, indent=2, sort_keys=True) + "\n")
+    return folders
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return images.find(folder) if folder.is_dir() else []
+
+
+def _held(lock: Path) -> dict[str, str]:
+    """The hashes of earlier downloads."""
+    try:
+        return dict(json.loads(lock.read_text())) if lock.is_file() else {}
+    except ValueError as error:
+        raise DataError(f"{lock}: not readable ({error}): restore it from version control") from None

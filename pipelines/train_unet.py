@@ -7,9 +7,9 @@ import torch.nn as nn
 from torch import Tensor
 
 from pipelines.stage import run
-from pipelines.training import WEIGHTS, begin, build_pairs, file_digest, finish, train
+from pipelines.training import WEIGHTS, begin, build_pairs, file_digest, finish, initialise, train
 from upsr.checkpoint import load_weights, save_weights, section
-from upsr.config import Atd, load_params
+from upsr.config import Atd, Params, load_params
 from upsr.diffusion.denoiser import Denoiser, build_denoiser
 from upsr.diffusion.noise import field
 from upsr.diffusion.uncertainty import build_uncertainty
@@ -39,13 +39,9 @@ def main() -> None:
     }
 
     def build() -> Denoiser:
-        return build_denoiser(
-            build_unet(params.unet, params.scale),
-            unet=params.unet,
-            diffusion=params.diffusion,
-            uncertainty=params.uncertainty,
-            scale=params.scale,
-        )
+        denoiser = fresh_denoiser(params)
+        initialise(denoiser.network, "unet", params.unet, params.scale, params.train.init)
+        return denoiser
 
     def save(path: Path, denoiser: nn.Module) -> None:
         """One file with both networks: it is enough to upscale."""
@@ -58,19 +54,12 @@ def main() -> None:
         return diffuser(lr, sr, lambda t: field(params.seed, t, 0, 0, *sr.shape[2:]).to(sr.device))[0]
 
     uncertainty = build_uncertainty(params.uncertainty)
-    objective = UnetObjective(
-        build_pairs(params.degradation, params.scale, recipe),
-        PerceptualLoss(recipe.lpips_weight, params.train.lpips_range, WEIGHTS),
-        atd,
-        uncertainty,
-        params.scale,
-    )
     train(
         "train-unet",
         f"{params.uncertainty.variant}-{params.unet.dim}",
         FOLDER,
         build,
-        objective,
+        build_objective(params, atd),
         recipe=recipe,
         shared=params.train,
         seed=params.seed,
@@ -80,6 +69,24 @@ def main() -> None:
         upscale=upscale,
     )
     finish(FOLDER)
+
+
+def fresh_denoiser(params: Params) -> Denoiser:
+    return build_denoiser(
+        build_unet(params.unet, params.scale),
+        unet=params.unet,
+        diffusion=params.diffusion,
+        uncertainty=params.uncertainty,
+        scale=params.scale,
+    )
+
+
+def build_objective(params: Params, atd: nn.Module) -> UnetObjective:
+    """What the denoiser learns, `atd` being g."""
+    recipe = params.train_unet
+    pairs = build_pairs(params.degradation, params.scale, recipe)
+    perceptual = PerceptualLoss(recipe.lpips_weight, params.train.lpips_range, WEIGHTS)
+    return UnetObjective(pairs, perceptual, atd, build_uncertainty(params.uncertainty), params.scale)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn as nn
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedDataParallelKwargs, gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -56,7 +56,8 @@ def fit(
     """
     # ---- set-up
     precision = "no" if train.precision == "fp32" else train.precision
-    accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
+    parallel = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available(), kwargs_handlers=[parallel])
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
     layout = torch.channels_last if train.channels_last else torch.contiguous_format
     network = network.to(device, memory_format=layout).train()  # type: ignore[call-overload]
@@ -87,6 +88,8 @@ def fit(
         record.load_state_dict(last["record"])
         start, rows = last["step"], last["checkpoints"]
     _agree_on(start, folder)
+    if start and accelerator.is_main_process:
+        print(f"resuming from step {start} of {folder}", flush=True)
     log = Log(folder / "log.csv", start, recipe.steps, device) if accelerator.is_main_process else None
 
     def save_all(step: int) -> None:

@@ -32,7 +32,6 @@ def newest(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
                 f"{path}: belongs to another training ({'; '.join(wrong)}): "
                 f"go back to those settings to finish it, or remove {folder}/state-*.pt, as --fresh does"
             )
-        print(f"resuming from step {state['step']} ({path})", flush=True)
         return state
     return None
 

@@ -5,13 +5,13 @@ from pathlib import Path
 import torch.nn as nn
 
 from pipelines.stage import run
-from pipelines.training import WEIGHTS, begin, build_pairs, file_digest, finish, train
+from pipelines.training import WEIGHTS, begin, build_pairs, file_digest, finish, initialise, train
 from upsr.checkpoint import load_weights, save_weights
 from upsr.config import Atd, AtdRecipe, Params, Recipe, Section, load_params
 from upsr.models import ATD, build_atd
-from upsr.training.loop import TrainingError
 from upsr.training.objectives import AtdObjective
 from upsr.training.perceptual import PerceptualLoss
+from upsr.training.state import TrainingError
 
 FOLDER = Path("models/atd")
 X2 = FOLDER / "x2"
@@ -52,8 +52,11 @@ def recipe_x2(cfg: AtdRecipe) -> Recipe:
 def train_atd(params: Params, recipe: Recipe, scale: int, folder: Path, body: Path | None) -> None:
     """Trains ATD for one scale, from nothing or from the body of the network in the file `body`."""
     settings: dict[str, Section | int] = {"scale": scale, "atd": params.atd}
-    pairs = build_pairs(params.degradation, scale, recipe)
-    perceptual = PerceptualLoss(params.atd.lpips_weight, params.train.lpips_range, WEIGHTS)
+
+    def build() -> ATD:
+        atd = fresh_atd(params.atd, scale, body)
+        initialise(atd, "atd", params.atd, scale, params.train.init)
+        return atd
 
     def save(path: Path, atd: nn.Module) -> None:
         save_weights(path, {f"atd.{k}": v for k, v in atd.state_dict().items()}, settings)
@@ -62,8 +65,8 @@ def train_atd(params: Params, recipe: Recipe, scale: int, folder: Path, body: Pa
         "train-atd",
         f"{params.atd.flavour}-{params.atd.dim}-x{scale}",
         folder,
-        lambda: fresh_atd(params.atd, scale, body),
-        AtdObjective(pairs, perceptual),
+        build,
+        build_objective(params, scale, recipe),
         recipe=recipe,
         shared=params.train,
         seed=params.seed,
@@ -72,6 +75,12 @@ def train_atd(params: Params, recipe: Recipe, scale: int, folder: Path, body: Pa
         save=save,
         upscale=lambda atd, lr: atd(lr),
     )
+
+
+def build_objective(params: Params, scale: int, recipe: Recipe) -> AtdObjective:
+    """What ATD learns."""
+    perceptual = PerceptualLoss(params.atd.lpips_weight, params.train.lpips_range, WEIGHTS)
+    return AtdObjective(build_pairs(params.degradation, scale, recipe), perceptual)
 
 
 def fresh_atd(cfg: Atd, scale: int, body: Path | None) -> ATD:

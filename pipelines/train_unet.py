@@ -8,9 +8,9 @@ import torch.nn as nn
 from torch import Tensor
 
 from pipelines.stage import run
-from pipelines.training import WEIGHTS, begin, build_pairs, file_digest, finish, train
+from pipelines.training import WEIGHTS, begin, build_pairs, file_digest, finish, initialise, train
 from upsr.checkpoint import load_weights, save_weights, section
-from upsr.config import Atd, load_params
+from upsr.config import Atd, Params, load_params
 from upsr.diffusion.denoiser import Denoiser, build_denoiser, upsample
 from upsr.diffusion.noise import field
 from upsr.diffusion.uncertainty import load_edge_detector
@@ -41,13 +41,8 @@ def main() -> None:
     }
 
     def build() -> Denoiser:
-        denoiser = build_denoiser(
-            build_unet(params.unet, params.scale),
-            unet=params.unet,
-            diffusion=params.diffusion,
-            uncertainty=params.uncertainty,
-            scale=params.scale,
-        )
+        denoiser = fresh_denoiser(params)
+        initialise(denoiser.network, "unet", params.unet, params.scale, params.train.init)
         if detector is not None:
             load_edge_detector(denoiser.uncertainty, detector)
         return denoiser
@@ -63,18 +58,12 @@ def main() -> None:
         noise = lambda t: field(params.seed, t, 0, 0, *sr.shape[2:]).to(sr.device)  # noqa: E731
         return diffuser(y_up, sr, noise, diffuser.look(lr))[0]
 
-    objective = UnetObjective(
-        build_pairs(params.degradation, params.scale, recipe),
-        PerceptualLoss(recipe.lpips_weight, params.train.lpips_range, WEIGHTS),
-        atd,
-        params.scale,
-    )
     train(
         "train-unet",
         f"{params.uncertainty.variant}-{params.unet.dim}",
         FOLDER,
         build,
-        objective,
+        build_objective(params, atd),
         recipe=recipe,
         shared=params.train,
         seed=params.seed,
@@ -84,6 +73,24 @@ def main() -> None:
         upscale=upscale,
     )
     finish(FOLDER)
+
+
+def fresh_denoiser(params: Params) -> Denoiser:
+    return build_denoiser(
+        build_unet(params.unet, params.scale),
+        unet=params.unet,
+        diffusion=params.diffusion,
+        uncertainty=params.uncertainty,
+        scale=params.scale,
+    )
+
+
+def build_objective(params: Params, atd: nn.Module) -> UnetObjective:
+    """What the denoiser learns, `atd` being g."""
+    recipe = params.train_unet
+    pairs = build_pairs(params.degradation, params.scale, recipe)
+    perceptual = PerceptualLoss(recipe.lpips_weight, params.train.lpips_range, WEIGHTS)
+    return UnetObjective(pairs, perceptual, atd, params.scale)
 
 
 if __name__ == "__main__":

@@ -13,17 +13,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipelines import tracking
+from upsr.checkpoint import CheckpointError, load_weights
 from upsr.config import Degradation, Recipe, Section, Train
+from upsr.data.benchmarks import open_benchmark
 from upsr.data.datasets import PatchDataset
 from upsr.degradation.pair_pool import PairPool
 from upsr.degradation.second_order import SecondOrder, build_degradation
 from upsr.images import resize, to_image, write
-from upsr.training.loop import clear, fit
+from upsr.training.loop import fit
+from upsr.training.memory import memory_errors_in_one_line
 from upsr.training.objectives import AtdObjective, Pairs, UnetObjective
+from upsr.training.perceptual import Lpips
+from upsr.training.state import clear, differences
+from upsr.training.validation import Validation, held_out
 
 WEIGHTS = Path("data/metric_weights")
 LMDB = Path("data/train.lmdb")
+HELD_OUT = Path("data/benchmarks/holdout")
 PREVIEWS = 3  # pictures on a preview sheet
+# What changes neither the weights nor which are chosen: a state goes on under other values of these.
+HOW_NOT_WHAT = {"init", "workers", "checkpointing", "preview_every", "save_every", "keep", "max_bad_steps"}
 
 
 def build_pairs(cfg: Degradation, scale: int, recipe: Recipe) -> Pairs:
@@ -45,7 +54,7 @@ def train(
     save: Callable[[Path, nn.Module], None],
     upscale: Callable[[nn.Module, Tensor], Tensor],
 ) -> None:
-    """Trains one network below `folder`: weights, log and previews, and one MLflow run, `name`.
+    """Trains one network below `folder`: weights, log, table of checkpoints, previews, and one MLflow run, `name`.
 
     `settings` are what the network and its pairs are made of, `inputs` the digests of the other files it learns
     from; a state that belongs to other ones is refused. The last state stays until `finish`, so that a training that
@@ -54,20 +63,26 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     dataset = PatchDataset(LMDB, recipe.patch, seed)
-    inputs = inputs | {"data": _data_digest()}
+    validate, digest = validation(objective.pairs.degrade.scale, shared, recipe, upscale)
+    inputs = inputs | {"data": _data_digest(), "held_out": digest}
+    inputs |= {"init": file_digest(weights_file(shared.init))} if shared.init else {}
     plain = {name: s.model_dump(mode="json") if isinstance(s, Section) else s for name, s in settings.items()}
     plain |= {"recipe": recipe.model_dump(mode="json"), "seed": seed}
-    shared_results = shared.model_dump(exclude={"workers", "preview_every", "save_every", "max_bad_steps"})
+    plain |= {"train": shared.model_dump(exclude=HOW_NOT_WHAT)}
     run_file = folder / "run_id"
     run_id = run_file.read_text() if run_file.is_file() and any(folder.glob("state-*.pt")) else None
-    with tracking.start(experiment, name, plain | {"train": shared_results}, inputs, run_id=run_id) as tracker:
+    section = experiment.replace("-", "_")
+    with (
+        tracking.start(experiment, name, plain, inputs, run_id=run_id) as tracker,
+        memory_errors_in_one_line(section, recipe.micro_batch, recipe.patch),
+    ):
 
         def report(step: int, values: dict[str, float]) -> None:
             tracker.metrics(values, step)
             if tracker.run_id:  # unknown until the store was reached once
                 run_file.write_text(tracker.run_id)
 
-        network = fit(
+        fit(
             build(),
             objective,
             dataset,
@@ -75,12 +90,46 @@ def train(
             train=shared,
             seed=seed,
             folder=folder,
-            identity=plain | {"train": shared_results} | inputs,
+            identity=plain | inputs,
+            validate=validate,
+            save=save,
             report=report,
             preview=partial(_preview, folder, dataset, objective.pairs.degrade, upscale, tracker),
         )
-        save(folder / "weights.safetensors", network)
         tracker.artifact(folder / "log.csv")
+        tracker.artifact(folder / "checkpoints.csv")
+
+
+def validation(
+    scale: int, shared: Train, recipe: Recipe, upscale: Callable[[nn.Module, Tensor], Tensor]
+) -> tuple[Validation, str]:
+    """What checkpoints are chosen by, and the digest of its pictures."""
+    benchmark = open_benchmark(HELD_OUT, scale)
+    pairs = held_out(benchmark, shared.validate_pictures, recipe.patch)
+    return Validation(pairs, upscale, Lpips(WEIGHTS) if shared.select.lpips else None), benchmark.digest[:16]
+
+
+def initialise(network: nn.Module, name: str, cfg: Section, scale: int, init: str | None) -> None:
+    """Gives a network the weights of that `name` in train.init, where there is one. Raises `CheckpointError`."""
+    if init is None:
+        return
+    path = weights_file(init)
+    weights, theirs = load_weights(path)
+    if name not in theirs:
+        print(f"train.init: {path} holds no {name}, which starts from nothing", flush=True)
+        return
+    ignored = {"lpips_weight", "schedule"}  # how ATD is trained, not what it is
+    theirs = {"scale": theirs["scale"], name: {k: v for k, v in theirs[name].items() if k not in ignored}}
+    ours = {"scale": scale, name: cfg.model_dump(mode="json", exclude=ignored)}
+    if wrong := differences(theirs, ours):
+        raise CheckpointError(f"train.init: {path} is another network ({'; '.join(wrong)}): set the values of the file")
+    network.load_state_dict({k.removeprefix(f"{name}."): v for k, v in weights.items() if k.startswith(f"{name}.")})
+    print(f"{name}: starts from {path}", flush=True)
+
+
+def weights_file(place: str) -> Path:
+    """A weights file, or the one in a model's folder."""
+    return Path(place) / "weights.safetensors" if Path(place).is_dir() else Path(place)
 
 
 def begin(*folders: Path) -> None:

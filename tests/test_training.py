@@ -1,20 +1,26 @@
 """Training: it learns, it survives, and what it cannot go on with it says."""
 
 import csv
+import math
 import os
 import signal
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from conftest import SHARED, params
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from upsr import images
-from upsr.config import Params
+from upsr.checkpoint import load_weights, save_weights
+from upsr.config import Params, Select
+from upsr.data.benchmarks import open_benchmark
 from upsr.data.datasets import PatchDataset
 from upsr.data.lmdb_store import pack
 from upsr.degradation.pair_pool import PairPool
@@ -23,10 +29,14 @@ from upsr.diffusion.denoiser import Denoiser, build_denoiser
 from upsr.evaluation.metrics import Metrics
 from upsr.evaluation.protocol import PROTOCOLS
 from upsr.models import build_atd, build_unet
+from upsr.training import checkpoints
 from upsr.training.ema import Ema
-from upsr.training.loop import TrainingError, clear, fit, learning_rate
+from upsr.training.loop import fit, learning_rate
+from upsr.training.memory import memory_errors_in_one_line
 from upsr.training.objectives import AtdObjective, Pairs, UnetObjective
 from upsr.training.perceptual import Lpips, PerceptualLoss
+from upsr.training.state import TrainingError, clear
+from upsr.training.validation import Validation, held_out
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +61,10 @@ class Run:
     """One training of the tiny ATD in a folder, to be started again and again."""
 
     def __init__(self, store: Path, folder: Path, pool: int = 4, **changes: Any) -> None:
+        changes["train"] = {"select": {"psnr": 1, "lpips": 0}} | changes.get("train", {})
         self.params, self.folder, self.store, self.pool = params(**changes), folder, store, pool
+        pair = torch.full((1, 3, 8, 8), 0.3), torch.full((1, 3, 32, 32), 0.4)
+        self.validate: Any = Validation([pair], lambda atd, lr: atd(lr), None)
         folder.mkdir(exist_ok=True)
 
     def __call__(self, identity: str = "same", objective: nn.Module | None = None, stop: Any = None) -> nn.Module:
@@ -65,7 +78,9 @@ class Run:
             seed=0,
             folder=self.folder,
             identity={"settings": {"name": identity}},
-            report=lambda step, values: stop(step) if stop else None,
+            validate=self.validate,
+            save=lambda path, atd: save_weights(path, atd.state_dict(), {}),
+            report=lambda step, values: stop(step) if stop and "loss" in values else None,
             preview=lambda step, network: None,
         )
 
@@ -160,7 +175,7 @@ class Broken(AtdObjective):
 
 
 def test_steps_without_a_finite_loss_change_nothing_and_end_the_run(store: Path, tmp_path: Path):
-    run = Run(store, tmp_path, train={"max_bad_steps": 3})
+    run = Run(store, tmp_path, train={"max_bad_steps": 3, "log_every": 1})
     p = run.params
     objective = Broken(Pairs(build_degradation(p.degradation, 4), PairPool(0, 1)), PerceptualLoss(0, "proper", ""))
     with pytest.raises(TrainingError, match=r"not finite 3 times in a row"):
@@ -170,7 +185,59 @@ def test_steps_without_a_finite_loss_change_nothing_and_end_the_run(store: Path,
     fresh = build_atd(p.atd, 4).state_dict()
     assert all(torch.equal(state["network"][k], v) for k, v in fresh.items())
     assert all(torch.equal(state["ema"][k], v) for k, v in fresh.items())
-    assert state["progress"]["bad_steps"] == 2
+    assert state["record"]["bad"] == 2
+
+
+class OnceBroken(AtdObjective):
+    """Its loss is no number where the batch is that of the second step."""
+
+    step = 0
+
+    def draw(self, hr: Tensor, seed: Any, first: int = 0) -> tuple[Tensor, ...]:
+        self.step = seed[1]
+        return super().draw(hr, seed, first)
+
+    def loss(self, atd: nn.Module, lr: Tensor, hr: Tensor) -> Any:
+        loss, values = super().loss(atd, lr, hr)
+        return loss * (float("nan") if self.step == 1 else 1), values
+
+
+def test_a_skipped_step_moves_neither_rate_nor_average_and_leaves_its_batch(store: Path, tmp_path: Path, capsys):
+    run = Run(store, tmp_path, train={"log_every": 1}, train_atd={"warmup": 4})
+    p = run.params
+    pairs = Pairs(build_degradation(p.degradation, 4), PairPool(0, 1))
+    run(objective=OnceBroken(pairs, PerceptualLoss(0, "proper", "")))
+    header, *rows = run.log()
+    assert [float(row[header.index("lr")]) / p.train_atd.lr for row in rows] == pytest.approx([0.25, 0.5, 0.5, 0.75])
+    assert [row[header.index("loss")] == "nan" for row in rows] == [False, True, False, False]
+    assert [row[header.index("bad_steps")] for row in rows] == ["0.0", "1.0", "1.0", "1.0"]
+    assert "step 2: loss or gradient not finite: skipped" in capsys.readouterr().out
+    kept = torch.load(tmp_path / "bad_batch.pt", weights_only=True)
+    hr = torch.stack([PatchDataset(store, 32, seed=0)[i] for i in (2, 3)])  # the samples of step 2
+    assert kept["step"] == 2
+    assert all(torch.equal(a, b) for a, b in zip(kept["batch"], pairs(hr, (0, 1)), strict=True))
+
+
+class Reads(TorchDispatchMode):
+    """Notes before which optimizer step something was read back from the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps, self.at = 0, set[int]()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.steps += function is torch.ops.aten._fused_adamw_.tensor_lr
+        if function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
+            self.at.add(self.steps)
+        return function(*args, **(kwargs or {}))
+
+
+def test_nothing_is_read_back_from_the_device_but_where_it_logs(store: Path, tmp_path: Path):
+    every = {"log_every": 4, "save_every": 4, "validate_every": 4}
+    with Reads() as reads:
+        Run(store, tmp_path, train=every, train_atd={"steps": 8, "batch": 4})()
+    assert reads.steps == 8
+    assert reads.at == {4, 8}
 
 
 def test_accumulated_parts_count_as_one_batch(store: Path, tmp_path: Path):
@@ -179,6 +246,75 @@ def test_accumulated_parts_count_as_one_batch(store: Path, tmp_path: Path):
     )
     for a, b in zip(one().parameters(), two().parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_recomputed_activations_change_nothing(store: Path, tmp_path: Path):
+    plain, short = (Run(store, tmp_path / str(on), train={"checkpointing": on}) for on in (False, True))
+    assert same(short(), plain())
+
+
+def test_the_networks_compile_to_one_graph_without_a_warning():
+    p = params()
+    atd, unet = build_atd(p.atd, 4), build_unet(p.unet, 4)
+    unet_inputs = (torch.rand(1, 48, 32, 32), torch.tensor([1]), torch.rand(1, 96, 32, 32))
+    for network, inputs in ((atd, (torch.rand(1, 3, 16, 16),)), (unet, unet_inputs)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            compiled = torch.compile(network, backend="aot_eager", fullgraph=True)(*inputs)
+        assert torch.allclose(compiled, network(*inputs), atol=1e-6)
+
+
+def test_out_of_memory_names_the_batch_and_the_key():
+    with (
+        pytest.raises(TrainingError, match=r"8 patches of 256×256.*train_unet\.micro_batch.*train\.checkpointing"),
+        memory_errors_in_one_line("train_unet", micro_batch=8, patch=256),
+    ):
+        torch.empty(2**55)
+    with pytest.raises(RuntimeError, match="size"), memory_errors_in_one_line("train_unet", 8, 256):
+        torch.ones(2) + torch.ones(3)
+
+
+# Checkpoints
+
+
+def test_the_best_checkpoint_is_the_model_and_the_table_holds_all(store: Path, tmp_path: Path):
+    """The rule counts LPIPS alone; the figures are such that the second of four is the best."""
+    figures = iter([0.5, 0.1, 0.2, 0.3])
+    run = Run(store, tmp_path, train={"validate_every": 1, "keep": 2, "select": {"psnr": 0, "lpips": -1}})
+    run.validate = lambda network, accelerator: {"psnr": 20.0, "lpips": next(figures)}
+    run()
+    table = [(row["step"], row["score"]) for row in csv.DictReader((tmp_path / "checkpoints.csv").open())]
+    assert table == [
+        ("1", "-0.5"),
+        ("2", "-0.1"),
+        ("3", "-0.2"),
+        ("4", "-0.3"),
+    ]
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert kept == [f"0000000{step}{raw}.safetensors" for step in (2, 3) for raw in ("", "_raw")]
+    for name in ("", "_raw"):
+        chosen = load_weights(tmp_path / f"weights{name}.safetensors")[0]
+        second = load_weights(tmp_path / "checkpoints" / f"00000002{name}.safetensors")[0]
+        assert all(torch.equal(chosen[key], second[key]) for key in second)
+
+
+def test_a_checkpoint_whose_figures_are_no_numbers_loses():
+    select = Select(psnr=0.1, lpips=-1)
+    rows = [{"step": 1.0, "psnr": 20.0, "lpips": 0.5}, {"step": 2.0, "psnr": math.nan, "lpips": 0.1}]
+    assert checkpoints.best([row | {"score": checkpoints.score(row, select)} for row in rows], 2) == [1, 2]
+
+
+def test_validation_measures_held_out_pictures(tmp_path: Path):
+    hr, lr = torch.rand(40, 48, 3), torch.rand(10, 12, 3)
+    for folder, picture in (("HR", hr), ("LRx4", lr)):
+        for name in "ab":
+            images.write(tmp_path / folder / f"{name}.png", (picture * 255).byte().numpy())
+    pairs = held_out(open_benchmark(tmp_path, 4), 1, 32)
+    assert [tuple(x.shape) for pair in pairs for x in pair] == [(1, 3, 8, 8), (1, 3, 32, 32)]
+    right = pairs[0][1]
+    assert torch.equal(right[0, :, 0, 0], (hr[4, 8] * 255).byte() / 255)
+    figures = Validation(pairs, lambda network, _: (right + 1 / 255).clamp(0, 1), None)(nn.Identity(), Accelerator())
+    assert figures["psnr"] == pytest.approx(48.13, abs=0.2)
 
 
 @pytest.fixture
@@ -206,7 +342,7 @@ def test_the_average_follows_by_its_decay():
     ema = Ema(network, 0.9)
     nn.init.ones_(network.weight)
     for expected in (0.1, 0.19):
-        ema.update(network)
+        ema.update(network, skip=torch.tensor(False))
         assert ema.network.weight.item() == pytest.approx(expected)
 
 
@@ -233,8 +369,8 @@ def test_the_denoiser_learns_one_picture(predict: str, left: float, variant: str
     network = denoiser(p)
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
     hr = torch.full((8, 3, 32, 32), 200, dtype=torch.uint8)
-    drawn = objective.draw(hr, (0, 0, 0))
-    assert all(torch.equal(a, b) for a, b in zip(drawn, objective.draw(hr, (0, 0, 0)), strict=True))
+    drawn = objective.draw(hr, (0, 0))
+    assert all(torch.equal(a, b) for a, b in zip(drawn, objective.draw(hr, (0, 0)), strict=True))
     losses = []
     for _ in range(30):
         loss, values = objective.loss(network, *drawn)

@@ -1,6 +1,7 @@
 """Weights with their configuration in one safetensors file, and the state of a training. All writes are atomic."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +28,13 @@ def save_weights(path: str | Path, weights: dict[str, Tensor], settings: Mapping
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in weights.items()}
     with atomic(path) as temporary:
         save_file(tensors, temporary, metadata={"upsr": json.dumps(plain, sort_keys=True)})
+        flush(temporary)
+
+
+def flush(path: Path) -> None:
+    """Waits until a file is on the disk: one that is renamed before may be empty after a power cut."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -71,6 +79,7 @@ def save_state(path: str | Path, state: dict[str, Any]) -> None:
     """Writes a training state (nested plain values and tensors), whole or not at all."""
     with atomic(path) as temporary:
         torch.save(state, temporary)
+        flush(temporary)
 
 
 def load_state(path: str | Path) -> dict[str, Any]:

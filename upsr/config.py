@@ -255,19 +255,46 @@ class Uncertainty(Section):
         return self
 
 
+class Select(Section):
+    """What a checkpoint's validation figures count: the highest sum of weight · figure is the model."""
+
+    psnr: float
+    """For each dB of PSNR."""
+    lpips: float
+    """For each unit of LPIPS; below 0, since less of it is better. 0: not measured."""
+
+    @model_validator(mode="after")
+    def _something_counts(self) -> Self:
+        if not self.psnr and not self.lpips:
+            raise ValueError("train.select counts nothing: give psnr, lpips or both a weight other than 0")
+        return self
+
+
 class Train(Section):
     """What both trainings share."""
 
+    init: str | None
+    """A weights file, or a model's folder, whose networks the trainings start from; null: from nothing."""
     precision: Literal["fp32", "bf16", "fp16"]
     compile: bool
     channels_last: bool
+    checkpointing: bool
+    """Compute activations again when they are needed, instead of keeping them: slower, for small cards."""
     workers: Annotated[int, Field(ge=0)]
     """Processes that read and decode, beside the training process."""
     log_every: Positive
     preview_every: Positive
     save_every: Positive
+    """Steps between two states to resume from."""
+    validate_every: Positive
+    """Steps between two checkpoints; one more is made at the end."""
+    validate_pictures: Positive
+    """So many held-out pictures, cut to a patch, tell how good a checkpoint is."""
+    select: Select
+    keep: Positive
+    """So many checkpoints, the best by `select`, stay as files."""
     max_bad_steps: Positive
-    """So many steps in a row with a non-finite loss or gradient end the run."""
+    """So many steps in a row with a non-finite loss or gradient end the run; seen where it logs."""
     lpips_range: Literal["proper", "official"]
     """`official` repeats the released code: a [-1, 1] picture handed to a metric that expects [0, 1]."""
 
@@ -375,6 +402,8 @@ class Params(Section):
     def _schedule_fits(self) -> Self:
         if self.atd.schedule == "x2_then_x4" and self.scale != 4:
             raise ValueError(f"atd.schedule `x2_then_x4` needs scale 4, not {self.scale}: set atd.schedule: direct_x4")
+        if self.atd.schedule == "x2_then_x4" and self.train.init:
+            raise ValueError("atd.schedule `x2_then_x4` and train.init both say what ×4 starts from: set direct_x4")
         return self
 
 

@@ -30,7 +30,7 @@ def relative_position_index(window: int) -> Tensor:
     return dy * (2 * window - 1) + dx
 
 
-@lru_cache(maxsize=16)
+@torch.compiler.assume_constant_result  # compiled code keeps the mask as a constant
 def attention_mask(
     height: int, width: int, window: int, shift: int, device: torch.device, official: bool = False
 ) -> Tensor | None:
@@ -42,6 +42,11 @@ def attention_mask(
     `official` repeats what the released UNet does, and what its weights were trained with: it marks the seam of the
     rows alone, with rows and columns exchanged within each window.
     """
+    return _mask(height, width, window, shift, device, official)
+
+
+@lru_cache(maxsize=16)
+def _mask(height: int, width: int, window: int, shift: int, device: torch.device, official: bool) -> Tensor | None:
     if not shift and height % window == 0 and width % window == 0:
         return None
     rows, columns = _sides(height, window, shift, device), _sides(width, window, shift, device)

@@ -4,6 +4,7 @@ import copy
 
 import torch
 import torch.nn as nn
+from torch import Tensor
 
 
 class Ema:
@@ -14,7 +15,11 @@ class Ema:
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def update(self, network: nn.Module) -> None:
-        torch._foreach_lerp_(list(self.network.parameters()), list(network.parameters()), 1 - self.decay)
+    def update(self, network: nn.Module, skip: Tensor) -> None:
+        """One step after the network's; none where `skip` is true, which is found out on the device."""
+        average: list[Tensor] = list(self.network.parameters())
+        towards = list(torch._foreach_sub(list[Tensor](network.parameters()), average))
+        torch._foreach_mul_(towards, (1 - self.decay) * ~skip)
+        torch._foreach_add_(average, towards)
         for mine, theirs in zip(self.network.buffers(), network.buffers(), strict=True):
             mine.copy_(theirs)

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import cast
 
-import numpy as np
 import torch
 import torch.nn as nn
 from torch import Tensor
 
+from upsr.degradation.draws import Draws
 from upsr.degradation.pair_pool import PairPool
 from upsr.degradation.second_order import SecondOrder
 from upsr.diffusion.denoiser import Denoiser, to_signed, upsample
@@ -43,8 +43,8 @@ class AtdObjective(nn.Module):
         super().__init__()
         self.pairs, self.perceptual = pairs, perceptual
 
-    def draw(self, hr: Tensor, seed: Sequence[int]) -> tuple[Tensor, ...]:
-        return self.pairs(hr, seed)
+    def draw(self, hr: Tensor, seed: Sequence[int], first: int = 0) -> tuple[Tensor, ...]:
+        return self.pairs(hr, seed, first)
 
     def loss(self, atd: nn.Module, lr: Tensor, hr: Tensor) -> Loss:
         sr = atd(lr).float()
@@ -62,12 +62,12 @@ class UnetObjective(nn.Module):
         self.atd = atd.eval().requires_grad_(False)
 
     @torch.no_grad()
-    def draw(self, hr: Tensor, seed: Sequence[int]) -> tuple[Tensor, ...]:
-        """LR, HR, and for each sample a place in [0, 1) on the chain and a noise field."""
-        lr, hr = self.pairs(hr, seed)
-        generator = torch.Generator(hr.device).manual_seed(_mix(seed))
-        noise = torch.randn(hr.shape, generator=generator, device=hr.device)
-        place = torch.rand(len(hr), generator=generator, device=hr.device)
+    def draw(self, hr: Tensor, seed: Sequence[int], first: int = 0) -> tuple[Tensor, ...]:
+        """LR, HR, and for each sample a place in [0, 1) on the chain and a noise field, its own whatever the split."""
+        lr, hr = self.pairs(hr, seed, first)
+        fields = Draws((*seed, 1), first, len(hr), hr.device).fields
+        noise = torch.stack([torch.randn(hr.shape[1:], generator=own, device=hr.device) for own in fields])
+        place = torch.stack([torch.rand((), generator=own, device=hr.device) for own in fields])
         return lr, hr, place, noise
 
     def loss(self, denoiser: nn.Module, lr: Tensor, hr: Tensor, place: Tensor, noise: Tensor) -> Loss:
@@ -85,8 +85,3 @@ class UnetObjective(nn.Module):
         if isinstance(bare.uncertainty, EdgeFrequency | Dynamic):
             seen["mix"] = bare.uncertainty.mix.sigmoid()
         return mse + lpips, seen
-
-
-def _mix(seed: Sequence[int]) -> int:
-    """One 63-bit number from several."""
-    return int(np.random.SeedSequence([*seed, 1]).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -1,0 +1,45 @@
+"""`upsr scale`: the shipped scales are valid settings, and params.yaml stays a file that people read."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from upsr.__main__ import main
+from upsr.config import load_params
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    shutil.copytree(ROOT / "scales", tmp_path / "scales")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "params.yaml"
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (ROOT / "scales").glob("*.yaml")))
+def test_a_scale_is_put_in_place_and_only_what_it_names_changes(project: Path, name: str, capsys):
+    before = project.read_text().splitlines()
+    main(["scale", name])
+    load_params(project)
+    after = project.read_text().splitlines()
+    told = capsys.readouterr().out
+    assert "unet.dim: 48 -> 160" in told
+    assert len(after) == len(before)
+    changed = [a for a, b in zip(after, before, strict=True) if a != b]
+    assert len(changed) == len(told.splitlines())
+    assert all(line.partition("#")[2] in "\n".join(after) for line in before if "#" in line)
+    main(["scale", name])
+    assert project.read_text().splitlines() == after
+
+
+def test_what_would_not_be_valid_is_not_written(project: Path, capsys):
+    before = project.read_text()
+    Path("scales/odd.yaml").write_text("unet: {dim: 50}")
+    for name, message in (("odd", "scales/odd.yaml: unet.dim 50"), ("none", "no such scale; there are: df2k, odd")):
+        with pytest.raises(SystemExit) as end:
+            main(["scale", name])
+        assert end.value.code == 2
+        assert message in capsys.readouterr().err
+    assert project.read_text() == before

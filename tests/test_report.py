@@ -17,30 +17,32 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from websockets.sync.client import connect
 
 from pipelines.report import render
 from upsr.config import ConfigError
 from upsr.data.benchmarks import open_benchmark
-from upsr.evaluation.benchmark import bicubic, evaluate, summary
+from upsr.evaluation.benchmark import bicubic, measure
 from upsr.evaluation.metrics import Metrics
 from upsr.evaluation.protocol import PROTOCOLS
+from upsr.evaluation.statistics import summary
 from upsr.images import resize, round8, to_image, to_tensor, write
 
 PARAMS = Path(__file__).parent.parent / "params.yaml"
 
 
-def sharpened(lr: torch.Tensor, number: int) -> torch.Tensor:
+def sharpened(lr: Tensor, number: int) -> Tensor:
     x = bicubic(lr, 4)
     return (x + 0.6 * (x - F.avg_pool2d(x, 5, 1, 2, count_include_pad=False))).clamp(0, 1)
 
 
-def grainy(lr: torch.Tensor, number: int) -> torch.Tensor:
+def grainy(lr: Tensor, number: int) -> Tensor:
     noise = torch.randn(3, *(4 * s for s in lr.shape[2:]), generator=torch.Generator().manual_seed(number))
     return (sharpened(lr, number) + 0.03 * noise).clamp(0, 1)
 
 
-MODELS: dict[str, Callable[[torch.Tensor, int], torch.Tensor]] = {
+MODELS: dict[str, Callable[[Tensor, int], Tensor]] = {
     "bicubic": lambda lr, number: bicubic(lr, 4),
     "atd": sharpened,
     "upsr": grainy,
@@ -74,18 +76,18 @@ def photographs(folder: Path) -> None:
 def measured(benchmark: Path, folder: Path) -> list[dict[str, Any]]:
     metrics = Metrics([], folder, PROTOCOLS["basicsr"], 4, torch.device("cpu"))
     rows = []
-    for model, upscale in MODELS.items():
+    for pair in open_benchmark(benchmark, 4).pairs:
+        for model, upscale in MODELS.items():
 
-        def save(name: str, lr: torch.Tensor, sr: torch.Tensor, hr: torch.Tensor | None, model: str = model) -> None:
-            pictures = folder / "pictures" / "holdout" / name
-            residual = (sr - bicubic(lr, 4)).abs().mean(1, keepdim=True).repeat(1, 3, 1, 1) * 8
-            layers = {"lr": lr, model: sr, "hr": hr} | ({"residual": residual} if model == "atd" else {})
-            for layer, x in layers.items():
-                write(pictures / f"{layer}.png", to_image(x))
+            def save(lr: Tensor, sr: Tensor, hr: Tensor | None, model: str = model, name: str = pair.name) -> None:
+                residual = (sr - bicubic(lr, 4)).abs().mean(1, keepdim=True).repeat(1, 3, 1, 1) * 8
+                layers = {"lr": lr, model: sr, "hr": hr} | ({"residual": residual} if model == "atd" else {})
+                for layer, x in layers.items():
+                    write(folder / "pictures" / "holdout" / name / f"{layer}.png", to_image(x))
 
-        found, failed = evaluate(upscale, open_benchmark(benchmark, 4), metrics, save)
-        assert not failed
-        rows += [{"model": model, "lpips": 1 - row["ssim"]} | row for row in found]
+            row, failed = measure(upscale, pair, 4, metrics, save)
+            assert not failed and row
+            rows.append({"benchmark": "holdout", "model": model, "lpips": 1 - row["ssim"]} | row)
     return rows
 
 

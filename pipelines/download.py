@@ -16,11 +16,14 @@ HOLDOUT = Path("data/benchmarks/holdout")
 
 
 def degrade_holdout(params: Params) -> None:
-    """Makes the LR side of the benchmark: one fixed, seeded degradation per picture, keyed by its name."""
+    """Makes the LR side of the benchmark: one fixed degradation per picture, keyed by its name.
+
+    It does not depend on `seed`, so that trainings of several seeds are measured on the same pictures.
+    """
     degrade = build_degradation(params.degradation, params.scale)
     with whole_folder(HOLDOUT / f"LRx{params.scale}") as folder:
         for path in tqdm(images.find(HOLDOUT / "HR"), desc="degrade", unit="picture", disable=None):
-            lr = degrade(images.to_tensor(images.read_rgb(path)), (params.seed, zlib.crc32(path.stem.encode())))
+            lr = degrade(images.to_tensor(images.read_rgb(path)), (zlib.crc32(path.stem.encode()),))
             images.write(folder / f"{path.stem}.png", images.to_image(lr))
 
 

@@ -1,27 +1,31 @@
 """Stage `evaluate`: bicubic, ATD and UPSR on every benchmark, measured by one protocol; one MLflow run."""
 
 import argparse
+import hashlib
 import json
+import os
 import resource
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from tqdm import tqdm
 
 from pipelines import tracking
+from pipelines.contest import Contest, Outcome, hold
 from pipelines.stage import run
 from upsr.checkpoint import load_weights
 from upsr.config import Params, load_params
 from upsr.data import DataError
-from upsr.data.benchmarks import Benchmark, open_benchmark
-from upsr.evaluation.benchmark import Row, bicubic, evaluate, summary
-from upsr.evaluation.metrics import Metrics
-from upsr.evaluation.protocol import PROTOCOLS
-from upsr.images import ImageError, atomic, read_rgb, to_image, write
-from upsr.inference import maps
-from upsr.inference.upscaler import Upscaled, Upscaler
+from upsr.data.benchmarks import Benchmark, locate, open_benchmark
+from upsr.evaluation.benchmark import Row
+from upsr.evaluation.spread import devices
+from upsr.evaluation.statistics import showcase, summary, table
+from upsr.images import ImageError, atomic, read_rgb
 
 MODELS = {"bicubic": None, "atd": Path("models/atd"), "upsr": Path("models/unet")}
 SAMPLE_STEPS = 10_000  # fewer steps than this make a demonstration, not a model
@@ -29,66 +33,28 @@ NOTE = (
     "Trained at sample scale, for minutes. These networks show that the chain works; "
     "their figures and pictures say nothing yet about the method."
 )
-
-
-class Contestant:
-    """One of the models compared: upscales a picture and leaves what it made, and its maps, in a folder."""
-
-    def __init__(self, name: str, folder: Path | None, params: Params, device: torch.device) -> None:
-        self.name, self.params = name, params
-        self.model = None if folder is None else Upscaler.from_pretrained(folder, device=str(device))
-        self.latest: Upscaled | None = None
-
-    def upscale(self, lr: Tensor, number: int) -> Tensor:
-        if self.model is None:
-            return bicubic(lr, self.params.scale)
-        self.latest = self.model.upscale(lr, seed=self.params.seed + number, tile=self.params.evaluate.tile)
-        return self.latest.picture
-
-    def keep(self, folder: Path, lr: Tensor, sr: Tensor, hr: Tensor | None) -> None:
-        pictures = {"lr": lr, self.name: sr, "hr": hr}
-        for name, x in pictures.items():
-            if x is not None:
-                write(folder / f"{name}.png", to_image(x))
-        if self.latest is not None and self.model is not None and self.model.diffuser is not None:
-            for name, picture in maps.pictures(self.latest).items():
-                write(folder / f"{name}.png", picture)
+SHEETS = 4  # pictures of a benchmark that MLflow keeps: the best and the worst
+SHEET_SIDE = 512
+PACKAGES = ("torch", "pyiqa", "numpy", "opencv-python-headless")
 
 
 def open_benchmarks(names: tuple[str, ...], scale: int) -> tuple[list[Benchmark], dict[str, str]]:
-    """The benchmarks at hand, and by name why others are absent. A plain name lies below data/benchmarks."""
+    """The benchmarks at hand, and by name why others are absent and what to do."""
     found, absent = [], {}
-    for name in names:
+    for name in tqdm(names, desc="benchmarks", disable=None):
         try:
-            found.append(open_benchmark(Path(name) if "/" in name else Path("data/benchmarks") / name, scale))
+            found.append(open_benchmark(locate(name), scale))
         except (DataError, ImageError) as error:
             absent[name] = str(error)
-            print(f"benchmark {name} is absent: {error}", flush=True)
     if not found:
         raise DataError(f"evaluate.benchmarks: none of {', '.join(names)} is at hand: {'; '.join(absent.values())}")
+    twice = {b.name for b in found if [c.name for c in found].count(b.name) > 1}
+    if twice:
+        raise DataError(f"evaluate.benchmarks: two are called {min(twice)}: rename the folder of one")
     return found, absent
 
 
-def measure(
-    contestants: list[Contestant], benchmarks: list[Benchmark], metrics: Metrics, pictures: Path
-) -> tuple[list[Row], list[Row]]:
-    """Every contestant on every benchmark: rows and failures, each with its `model`."""
-    rows: list[Row] = []
-    failed: list[Row] = []
-    for benchmark in benchmarks:
-        for contestant in contestants:
-
-            def keep(name: str, lr: Tensor, sr: Tensor, hr: Tensor | None, c: Contestant = contestant) -> None:
-                c.keep(pictures / benchmark.name / name, lr, sr, hr)  # noqa: B023 (called at once)
-
-            done, lost = evaluate(contestant.upscale, benchmark, metrics, keep)
-            rows += [{"benchmark": benchmark.name, "model": contestant.name} | row for row in done]
-            failed += [row | {"model": contestant.name} for row in lost]
-            print(f"{benchmark.name}: {contestant.name} on {len(done)} pictures, {len(lost)} failed", flush=True)
-    return rows, failed
-
-
-def identity(params: Params, metrics: Metrics, benchmarks: list[Benchmark], device: torch.device) -> dict[str, Any]:
+def identity(params: Params, benchmarks: list[Benchmark]) -> dict[str, Any]:
     """What the figures depend on, kept beside them."""
     trained = {"atd": params.train_atd.steps, "unet": params.train_unet.steps}
     models = {name: _describe(Path("models") / name) | {"steps": steps} for name, steps in trained.items()}
@@ -96,36 +62,93 @@ def identity(params: Params, metrics: Metrics, benchmarks: list[Benchmark], devi
         "protocol": params.evaluate.protocol,
         "seed": params.seed,
         "tile": params.evaluate.tile,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "git_commit": tracking.git_commit(),
+        "dvc_experiment": os.environ.get("DVC_EXP_NAME", ""),
+        "params_sha256": _sha256(Path("params.yaml")),
         "uncertainty": params.uncertainty.variant,
         "digests": {b.name: b.digest for b in benchmarks},
-        "absent": metrics.absent,
         "models": models,
-        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "packages": {name: version(name) for name in PACKAGES},
     }
     return facts | ({"note": NOTE} if min(trained.values()) < SAMPLE_STEPS else {})
 
 
 def _describe(folder: Path) -> dict[str, Any]:
-    weights, settings = load_weights(folder / "weights.safetensors")
+    path = folder / "weights.safetensors"
+    weights, settings = load_weights(path)
     own = [v for k, v in weights.items() if k.startswith(f"{folder.name}.") and v.is_floating_point()]
-    return {"dim": settings[folder.name]["dim"], "parameters": sum(v.numel() for v in own)}
+    parameters = sum(v.numel() for v in own)
+    return {"dim": settings[folder.name]["dim"], "parameters": parameters, "sha256": _sha256(path)}
 
 
-def figures(means: dict[str, dict[str, dict[str, float]]]) -> dict[str, float]:
-    """Names that line MLflow's runs up: `Set5/psnr` is UPSR's, `Set5/psnr_atd` and `Set5/psnr_bicubic` the others'."""
-    return {
-        f"{benchmark}/{metric}" + ("" if model == "upsr" else f"_{model}"): value
-        for benchmark, models in means.items()
-        for model, values in models.items()
-        for metric, value in values.items()
-    }
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def peak_memory_mb() -> int:
+    """Of the largest process, in MB of main memory."""
+    peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return round(max(peaks) / 1024)
+
+
+def figures(statistics: list[Row]) -> dict[str, float]:
+    """Names that line MLflow's runs up: `Set5/psnr` is UPSR's, `Set5/psnr_atd` and `Set5/psnr_bicubic` the others',
+    `Set5/psnr_over_bicubic` UPSR's paired difference."""
+    found = {}
+    for row in statistics:
+        name = f"{row['benchmark']}/{row['metric']}"
+        found[name if row["model"] == "upsr" else f"{name}_{row['model']}"] = row["mean"]
+        if row["model"] == "upsr" and row["difference"] is not None and row["metric"] != "seconds":
+            found[f"{name}_over_bicubic"] = row["difference"]
+    return found
+
+
+def sheet(folder: Path) -> np.ndarray:
+    """LR, what each model made of it, and HR in a row, each at most `SHEET_SIDE` a side: (H, W, 3) uint8."""
+    paths = [folder / f"{name}.png" for name in ("lr", *MODELS, "hr")]
+    columns = [read_rgb(path) for path in paths if path.is_file()]
+    height, width = columns[-1].shape[:2]
+    factor = min(1.0, SHEET_SIDE / max(height, width))
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    return np.concatenate([cv2.resize(x, size, interpolation=cv2.INTER_AREA) for x in columns], axis=1)
+
+
+def _record(experiment: str, params: Params, facts: dict[str, Any], outcome: Outcome, out: Path) -> None:
+    """One MLflow run: figures, tables, and the pictures with the greatest and the least gain."""
+    tags = {"uncertainty.variant": params.uncertainty.variant} | {f"data.{n}": d for n, d in facts["digests"].items()}
+    name = f"{params.uncertainty.variant}-{facts['models']['unet']['dim']}"
+    statistics = table(outcome.rows)
+    with tracking.start(experiment, name, params.model_dump(mode="json"), tags) as tracker:
+        tracker.metrics(figures(statistics))
+        tracker.table(statistics, "summary")
+        tracker.table(outcome.rows, "per_image")
+        tracker.artifact(out / "run.json")
+        for benchmark in facts["digests"]:
+            rows = [row for row in outcome.rows if row["benchmark"] == benchmark]
+            for picture in showcase(rows, "upsr", SHEETS)[1]:
+                folder = out / "pictures" / benchmark / picture
+                tracker.picture(f"sheets/{benchmark}/{picture}.png", sheet(folder))
+                tracker.grid(f"{benchmark}/{picture}", read_rgb(folder / "upsr.png"))
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=2) + "\n")
+        temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write_table(path: Path, rows: list[Row]) -> None:
+    with atomic(path) as temporary:
+        pd.DataFrame(rows).to_csv(temporary, index=False)
+
+
+def _write(out: Path, outcome: Outcome, facts: dict[str, Any], benchmarks: list[Benchmark]) -> None:
+    _write_table(out / "per_image.csv", outcome.rows)
+    _write_table(out / "summary.csv", table(outcome.rows))
+    _write_json(out / "metrics.json", summary(outcome.rows))
+    _write_json(out / "manifests.json", {b.name: b.manifest for b in benchmarks})
+    _write_json(out / "run.json", facts)
 
 
 def main() -> None:
@@ -134,34 +157,36 @@ def main() -> None:
     parser.add_argument("--experiment", default="evaluate", help="MLflow experiment")
     options = parser.parse_args()
     params = load_params()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     benchmarks, missing = open_benchmarks(params.evaluate.benchmarks, params.scale)
-    protocol = PROTOCOLS[params.evaluate.protocol]
-    metrics = Metrics(params.evaluate.metrics, Path("data/metric_weights"), protocol, params.scale, device)
-    contestants = [Contestant(name, folder, params, device) for name, folder in MODELS.items()]
+    for reason in missing.values():
+        print(f"benchmark absent: {reason}", flush=True)
+    contest = Contest(
+        models=MODELS,
+        scale=params.scale,
+        protocol=params.evaluate.protocol,
+        metrics=params.evaluate.metrics,
+        weights=Path("data/metric_weights"),
+        seed=params.seed,
+        tile=params.evaluate.tile,
+        pictures=options.out / "pictures",
+    )
+    outcome = hold(contest, benchmarks, params.evaluate.workers, devices())
+    facts = identity(params, benchmarks) | {"peak_memory_mb": peak_memory_mb()}
+    facts |= {"failed": outcome.failed, "absent": outcome.absent, "absent_benchmarks": missing}
+    _write(options.out, outcome, facts, benchmarks)
+    _record(options.experiment, params, facts, outcome, options.out)
+    _print(outcome)
+    if outcome.lost:
+        raise DataError(f"{len(outcome.lost)} failed, listed in {options.out / 'run.json'}: {outcome.lost[0]}")
 
-    rows, failed = measure(contestants, benchmarks, metrics, options.out / "pictures")
-    if not rows:
-        raise DataError(f"no picture could be evaluated; the first: {failed[0]}")
-    means = summary(rows)
-    facts = identity(params, metrics, benchmarks, device) | {"failed": failed, "absent_benchmarks": missing}
-    table = pd.DataFrame(rows)
-    with atomic(options.out / "per_image.csv") as temporary:
-        table.to_csv(temporary, index=False)
-    _write_json(options.out / "metrics.json", means)
-    _write_json(options.out / "run.json", facts)
 
-    tags = {"uncertainty.variant": params.uncertainty.variant} | {f"data.{n}": d for n, d in facts["digests"].items()}
-    name = f"{params.uncertainty.variant}-{facts['models']['unet']['dim']}"
-    with tracking.start(options.experiment, name, params.model_dump(mode="json"), tags) as tracker:
-        tracker.metrics(figures(means))
-        tracker.table(rows, "per_image")
-        tracker.artifact(options.out / "run.json")
-        for path in sorted((options.out / "pictures").glob("*/*/*.png")):
-            tracker.picture(str(path.relative_to(options.out)), read_rgb(path))
-    print(table.drop(columns="picture").groupby(["benchmark", "model"], sort=False).mean().round(4).to_string())
-    if failed:
-        raise DataError(f"{len(failed)} measurements failed, listed in {options.out / 'run.json'}: {failed[0]}")
+def _print(outcome: Outcome) -> None:
+    means = pd.DataFrame(outcome.rows).drop(columns="picture").groupby(["benchmark", "model"], sort=False).mean()
+    print(means.round(4).to_string())
+    for name, reason in outcome.absent.items():
+        print(f"metric {name} is absent: {reason}")
+    for row in outcome.failed:
+        print(f"{row['benchmark']}/{row['picture']}, {row['model']}: {row['reason']}")
 
 
 if __name__ == "__main__":

@@ -1,23 +1,21 @@
 """Stage `report`: everything the chain found out, on one page that needs nothing beside itself."""
 
-import base64
 import csv
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipelines.charts import Curve, Scatter, curve, scatter
+from pipelines.layers import Layers, read_layers
 from pipelines.stage import run
 from upsr.config import ConfigError, load_params
 from upsr.evaluation.metrics import higher_is_better
-from upsr.images import atomic, read_rgb
+from upsr.evaluation.statistics import showcase
+from upsr.images import atomic
 
 LABELS = {
     "lr": "LR",
@@ -27,58 +25,66 @@ LABELS = {
     "unet": "UNet",
     "hr": "HR",
     "residual": "Uncertainty |ŷ − y↑|",
+    "edge": "Edges E",
+    "frequency": "High frequencies H",
+    "mix": "Uncertainty W",
     "weight": "Noise weight w",
+    "weights": "w while sampling",
+    "psnr": "PSNR",
+    "ssim": "SSIM",
+    "lpips": "LPIPS",
+    "dists": "DISTS",
+    "niqe": "NIQE",
+    "clipiqa": "CLIPIQA",
+    "musiq": "MUSIQ",
 }
-ORDER = list(LABELS)
-MAPS = ("residual", "weight")
-DECIMALS = {"psnr": 2, "ssim": 4, "lpips": 4, "seconds": 2}
-EMBEDDED_AS_IT_IS = 48_000  # bytes; a larger picture becomes a JPEG, in full colour resolution
+DECIMALS = {"psnr": 2, "ssim": 4, "lpips": 4, "dists": 4, "niqe": 2, "musiq": 2, "seconds": 2}
+SHOWN = 6  # pictures of a benchmark: the best and the worst where there are more
+
+Numbers = dict[str, float]
 
 
 @dataclass(frozen=True)
 class Cell:
+    """`note` stands below the value; `tone` is `best`, `better`, `worse` or empty."""
+
     value: float | None
     text: str
-    best: bool
+    note: str = ""
+    tone: str = ""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Metrics across, models down. `columns`: (name, arrow)."""
+    """`head` names the rows; `columns`: (name, arrow)."""
 
+    head: str
     columns: list[tuple[str, str]]
     rows: dict[str, list[Cell]]
 
 
 @dataclass(frozen=True)
-class Layer:
-    """One picture of several that show the same: a result, the reference, or a map."""
-
-    name: str
-    uri: str
-    width: int
-    height: int
-
-
-@dataclass(frozen=True)
 class Picture:
-    """`focus`: the place with most detail, in percent of the width and the height."""
-
     name: str
-    focus: tuple[float, float]
-    layers: list[Layer]
-    maps: list[Layer]
+    layers: Layers
     table: Table
 
 
 @dataclass(frozen=True)
 class Results:
-    """What was found on one benchmark. `plane`: perception against distortion, where both were measured."""
+    """What was found on one benchmark. `plane`: perception against distortion, where both were measured.
+
+    `pictures` are those with the greatest and the least gain in `ranked_by`; `every` is the table of all.
+    """
 
     name: str
+    manifest: dict[str, Any]
     table: Table
+    gains: Table
     plane: Scatter | None
+    ranked_by: str
     pictures: list[Picture]
+    every: Table
 
 
 def main() -> None:
@@ -94,8 +100,12 @@ def render(reports: Path, models: Path, params: Path) -> str:
     """
     settings = load_params(params)
     folder = reports / "evaluate"
-    per_image = _rows(folder / "per_image.csv")
-    found = [_results(name, means, per_image, folder) for name, means in _json(folder / "metrics.json").items()]
+    statistics, per_image = _rows(folder / "summary.csv"), _rows(folder / "per_image.csv")
+    found = [
+        _results(manifest, _of(name, statistics), _of(name, per_image), folder / "pictures" / name)
+        for name, manifest in _json(folder / "manifests.json").items()
+        if _of(name, per_image)
+    ]
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -113,55 +123,87 @@ def render(reports: Path, models: Path, params: Path) -> str:
     )
 
 
-def _results(name: str, means: dict[str, dict[str, float]], per_image: list[dict[str, str]], folder: Path) -> Results:
-    plane = {model: (m["psnr"], m["lpips"]) for model, m in means.items() if {"psnr", "lpips"} <= m.keys()}
-    pictures = [
-        _picture(path, [row for row in per_image if (row["benchmark"], row["picture"]) == (name, path.name)])
-        for path in sorted((folder / "pictures" / name).glob("*/"))
-    ]
-    return Results(name, _table(means), scatter(plane) if plane else None, pictures)
+def _of(name: str, rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    return [row for row in rows if row["benchmark"] == name]
 
 
-def _picture(folder: Path, rows: list[dict[str, str]]) -> Picture:
-    paths = sorted(folder.glob("*.png"), key=_order)
-    layers = [_layer(path) for path in paths]
-    figures = {row["model"]: _numbers(row) for row in rows}
-    return Picture(
-        name=folder.name,
-        focus=_focus(next(path for path in reversed(paths) if path.stem not in MAPS)),
-        layers=[layer for layer in layers if layer.name not in MAPS],
-        maps=[layer for layer in layers if layer.name in MAPS],
-        table=_table(figures),
+def _results(
+    manifest: dict[str, Any], statistics: list[dict[str, str]], per_image: list[dict[str, str]], folder: Path
+) -> Results:
+    means: dict[str, dict[str, Numbers]] = {}
+    for row in statistics:
+        means.setdefault(row["model"], {})[row["metric"]] = _numbers(row)
+    values: dict[str, dict[str, Numbers]] = {}
+    for row in per_image:
+        values.setdefault(row["picture"], {})[row["model"]] = _numbers(row)
+    plane = {
+        model: (m["psnr"]["mean"], m["lpips"]["mean"]) for model, m in means.items() if {"psnr", "lpips"} <= m.keys()
+    }
+    named = [{k: row[k] for k in ("benchmark", "model", "picture")} | _numbers(row) for row in per_image]
+    ranked_by, chosen = showcase(named, "upsr", SHOWN)
+    return Results(
+        name=manifest["name"],
+        manifest=manifest,
+        table=_means(means),
+        gains=_gains(means),
+        plane=scatter(plane) if plane else None,
+        ranked_by=ranked_by,
+        pictures=[Picture(p, read_layers(folder / p), _values("Model", values[p])) for p in chosen],
+        every=_values("Picture", {p: models["upsr"] for p, models in values.items() if "upsr" in models}, best=False),
     )
 
 
-def _order(path: Path) -> tuple[int, str]:
-    """LR, bicubic, networks, HR, maps; a model that the page has never heard of stands before UPSR."""
-    return ORDER.index(path.stem if path.stem in ORDER else "atd"), path.stem
+def _means(models: dict[str, dict[str, Numbers]]) -> Table:
+    """Means with their confidence intervals, models down."""
+
+    def cell(name: str, row: Numbers | None, best: float | None) -> Cell:
+        if row is None:
+            return Cell(None, "–")
+        note = f"{_text(name, row['low'])} – {_text(name, row['high'])}" if "low" in row and name != "seconds" else ""
+        return Cell(row["mean"], _text(name, row["mean"]), note, "best" if row["mean"] == best else "")
+
+    columns = _columns(models)
+    best = {name: _best(name, [m[name]["mean"] for m in models.values() if name in m]) for name in columns}
+    rows = {model: [cell(name, m.get(name), best[name]) for name in columns] for model, m in models.items()}
+    return Table("Model", _with_arrows(columns), rows)
 
 
-def _focus(path: Path) -> tuple[float, float]:
-    gray = cv2.cvtColor(read_rgb(path), cv2.COLOR_RGB2GRAY)
-    detail = cv2.GaussianBlur(np.abs(cv2.Laplacian(gray, cv2.CV_32F)), (0, 0), sigmaX=max(gray.shape) / 16)
-    y, x = np.unravel_index(detail.argmax(), gray.shape)
-    return round(100 * x / gray.shape[1], 1), round(100 * y / gray.shape[0], 1)
+def _gains(models: dict[str, dict[str, Numbers]]) -> Table:
+    """Differences from bicubic on the same pictures; told to be better or worse where the interval leaves 0 out."""
+
+    def cell(name: str, row: Numbers | None) -> Cell:
+        if row is None or "difference" not in row:
+            return Cell(None, "–")
+        value, low, high = row["difference"], row.get("difference_low"), row.get("difference_high")
+        text = _text(name, value, sign="+")
+        if low is None or high is None:
+            return Cell(value, text)
+        tone = ("better" if (value > 0) == higher_is_better(name) else "worse") if low > 0 or high < 0 else ""
+        return Cell(value, text, f"{_text(name, low, '+')} … {_text(name, high, '+')}", tone)
+
+    columns = [name for name in _columns(models) if name != "seconds"]
+    rows = {model: [cell(name, m.get(name)) for name in columns] for model, m in models.items() if model != "bicubic"}
+    return Table("Model", _with_arrows(columns), rows)
 
 
-def _layer(path: Path) -> Layer:
-    image = read_rgb(path)
-    kind, data = "png", path.read_bytes()
-    if len(data) > EMBEDDED_AS_IT_IS:
-        options = [cv2.IMWRITE_JPEG_QUALITY, 92, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
-        kind, data = "jpeg", cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)[1].tobytes()
-    uri = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-    return Layer(path.stem, uri, width=image.shape[1], height=image.shape[0])
+def _values(head: str, figures: dict[str, Numbers], best: bool = True) -> Table:
+    """Plain figures; with `best`, the best of each column is marked."""
+    columns = _columns(figures)
+    top = {name: _best(name, [f[name] for f in figures.values() if name in f]) if best else None for name in columns}
+
+    def cell(name: str, value: float | None) -> Cell:
+        return Cell(None, "–") if value is None else Cell(value, _text(name, value), "", "best" * (value == top[name]))
+
+    rows = {row: [cell(name, f.get(name)) for name in columns] for row, f in figures.items()}
+    return Table(head, _with_arrows(columns), rows)
 
 
-def _table(models: Mapping[str, Mapping[str, float]]) -> Table:
-    names = dict.fromkeys(name for figures in models.values() for name in figures)
-    best = {name: _best(name, [f[name] for f in models.values() if name in f]) for name in names}
-    rows = {model: [_cell(name, figures.get(name), best[name]) for name in names] for model, figures in models.items()}
-    return Table([(name, "↑" if higher_is_better(name) else "↓") for name in names], rows)
+def _columns(rows: dict[str, dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows.values() for name in row))
+
+
+def _with_arrows(names: list[str]) -> list[tuple[str, str]]:
+    return [(name, "↑" if higher_is_better(name) else "↓") for name in names]
 
 
 def _best(name: str, values: list[float]) -> float | None:
@@ -169,10 +211,8 @@ def _best(name: str, values: list[float]) -> float | None:
     return None if name == "seconds" else (max if higher_is_better(name) else min)(values)
 
 
-def _cell(name: str, value: float | None, best: float | None) -> Cell:
-    if value is None:
-        return Cell(None, "–", best=False)
-    return Cell(value, f"{value:.{DECIMALS.get(name, 3)}f}", best=value == best)
+def _text(name: str, value: float, sign: str = "") -> str:
+    return f"{value:{sign}.{DECIMALS.get(name, 3)}f}".replace("-", "−")
 
 
 def _curves(path: Path) -> dict[str, Curve]:
@@ -186,7 +226,7 @@ def _curves(path: Path) -> dict[str, Curve]:
     return curves
 
 
-def _numbers(row: dict[str, str]) -> dict[str, float]:
+def _numbers(row: dict[str, str]) -> Numbers:
     """The cells that hold a finite number: a metric or a loss without value leaves its cell empty or NaN."""
     numbers = {}
     for name, text in row.items():
@@ -194,23 +234,23 @@ def _numbers(row: dict[str, str]) -> dict[str, float]:
             value = float(text)
         except ValueError:
             continue
-        if math.isfinite(value) and name != "picture":  # a picture may be called 0001
+        if math.isfinite(value) and name not in ("benchmark", "picture"):  # which may be called 0001
             numbers[name] = value
     return numbers
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(_text(path).splitlines()))
+    return list(csv.DictReader(_file(path).splitlines()))
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(_text(path))
+        return json.loads(_file(path))
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path}: not valid JSON: {error}") from None
 
 
-def _text(path: Path) -> str:
+def _file(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:

@@ -3,9 +3,7 @@
 Runs of the main checkout, of its git worktrees and of DVC's temporary copies land in one store.
 """
 
-import csv
 import fcntl
-import io
 import logging
 import os
 import re
@@ -70,13 +68,14 @@ class Tracker:
         """A file, or a folder and all in it, below `folder` of the run."""
         self._send(lambda client, run: client.log_artifact(run, str(path), folder or None))
 
+    def grid(self, key: str, image: np.ndarray) -> None:
+        """An image (H, W, 3), uint8, that MLflow's charts show beside those of other runs with the same key."""
+        self._send(lambda client, run: client.log_image(run, image, key=key, step=0))
+
     def table(self, rows: list[dict[str, Any]], name: str) -> None:
-        """Rows, which need not have the same keys, as `name`.csv."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)))
-        writer.writeheader()
-        writer.writerows(rows)
-        self._send(lambda client, run: client.log_text(run, text.getvalue(), f"{name}.csv"))
+        """Rows, which need not have the same keys, as the table `name`.json, which MLflow shows run beside run."""
+        columns = {key: [row.get(key) for row in rows] for row in rows for key in row}
+        self._send(lambda client, run: client.log_table(run, columns, f"{name}.json"))
 
     def describe(self, params: dict[str, Any], tags: dict[str, str]) -> None:
         """What the run was started with. Nested params get dotted names."""
@@ -270,6 +269,27 @@ def _may_pass(error: Exception) -> bool:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
+
+
+def fetch_weights(uri: str) -> Path:
+    """The `weights.safetensors` of a registered model (`models:/NAME@ALIAS`, `models:/NAME/VERSION`) or of a run
+    (`runs:/ID/PATH`), brought here. Raises `OSError` where it cannot be had."""
+    for key, value in ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    store = _store()[0]
+    mlflow.set_tracking_uri(store)
+    mlflow.set_registry_uri(store)
+    try:
+        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
+    except (MlflowException, OSError) as error:
+        raise OSError(f"{uri}: cannot be had from MLflow at {store}: {_one_line(error)}") from None
+    found = sorted([folder] if folder.name == "weights.safetensors" else folder.rglob("weights.safetensors"))
+    if not found:
+        raise OSError(f"{uri}: holds no weights.safetensors")
+    return found[0]
 
 
 def git_commit() -> str:

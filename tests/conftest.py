@@ -23,7 +23,7 @@ TINY = {  # the same chain and the same code, small enough for a test
     "train": {"workers": 0, "log_every": 2, "save_every": 1, "preview_every": 4, "validate_every": 2},
     "train_atd": {"steps": 4, "batch": 2, "micro_batch": 2, "patch": 32, "warmup": 1, "pool": 4},
     "train_unet": {"steps": 4, "batch": 2, "micro_batch": 2, "patch": 32, "warmup": 1, "pool": 4},
-    "evaluate": {"metrics": ["lpips"]},
+    "evaluate": {"metrics": ["lpips"], "workers": 1},
 }
 
 

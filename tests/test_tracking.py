@@ -1,5 +1,6 @@
 """Runs as MLflow's own client sees them, in a store of each test's own."""
 
+import json
 import os
 import shutil
 import signal
@@ -74,6 +75,7 @@ def test_everything_arrives(store: Path, tmp_path: Path) -> None:
             tracker.metrics({"loss": 1 / step, "Set5/psnr": 30.0}, step)
         tracker.picture("previews/000001.png", np.full((8, 6, 3), 200, np.uint8))
         tracker.artifact(tmp_path / "notes.txt", "texts")
+        tracker.grid("Set5/baby", np.full((8, 6, 3), 200, np.uint8))
         tracker.table([{"image": "a", "psnr": 30.5}, {"image": "b", "lpips": 0.2}], "images")
 
     (run,) = runs("train-unet")
@@ -86,7 +88,8 @@ def test_everything_arrives(store: Path, tmp_path: Path) -> None:
     kept = store / "mlartifacts" / "train-unet" / run.info.run_id / "artifacts"
     assert (kept / "previews/000001.png").read_bytes().startswith(b"\x89PNG")
     assert (kept / "texts/notes.txt").read_text() == "seen"
-    assert (kept / "images.csv").read_text().split() == ["image,psnr,lpips", "a,30.5,", "b,,0.2"]
+    table = {"columns": ["image", "psnr", "lpips"], "data": [["a", 30.5, None], ["b", None, 0.2]]}
+    assert json.loads((kept / "images.json").read_text()) == table
 
 
 @pytest.mark.parametrize(

@@ -346,12 +346,15 @@ class UnetRecipe(Recipe):
 
 class Evaluate(Section):
     benchmarks: tuple[str, ...]
-    """Folders with `HR/` and `LRx4/`; `holdout` is the one that the chain makes from data.holdout."""
+    """Names below data/benchmarks, or paths, of folders with `HR/` and `LRx4/`; those at hand are run. `holdout` is
+    the one that the chain makes from data.holdout."""
     protocol: Literal["basicsr", "upsr"]
     metrics: tuple[str, ...]
     """pyiqa names beside PSNR and SSIM."""
     tile: Positive
     """Side of a tile in LR pixels."""
+    workers: Positive
+    """Processes, on the GPUs in turn; the figures are the same for any number. Each holds the networks in memory."""
 
 
 class Params(Section):

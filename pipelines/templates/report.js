@@ -5,11 +5,13 @@ for (const button of document.querySelectorAll("thead button")) {
     const head = button.closest("th");
     const descending = head.ariaSort !== "descending";
     const body = head.closest("table").tBodies[0];
+    const text = (row) => row.cells[head.cellIndex].textContent;
     // A cell without value stays at the end either way.
     const key = (row) => Number(row.cells[head.cellIndex].dataset.value ?? (descending ? -Infinity : Infinity));
+    const order = head.cellIndex ? (a, b) => key(a) - key(b) : (a, b) => -text(a).localeCompare(text(b), undefined, { numeric: true });
     for (const other of head.parentNode.cells) other.ariaSort = null;
     head.ariaSort = descending ? "descending" : "ascending";
-    body.append(...[...body.rows].sort((a, b) => (descending ? key(b) - key(a) : key(a) - key(b))));
+    body.append(...[...body.rows].sort((a, b) => (descending ? order(b, a) : order(a, b))));
   });
 }
 
@@ -27,7 +29,7 @@ function compare(picture, layers, names) {
   const fallback = { before: names[0], after: names.at(-1) };
   for (const side of ["before", "after"]) {
     const select = picture.querySelector(`select.${side}`);
-    const [image, tag] = [box.querySelector(`img.${side}`), box.querySelector(side === "before" ? ".left" : ".right")];
+    const [image, tag] = [box.querySelector(`.${side} img`), box.querySelector(side === "before" ? ".left" : ".right")];
     for (const name of names) select.add(new Option(layers.get(name).alt, name));
     const show = () => {
       image.src = layers.get(select.value).src;
@@ -38,18 +40,47 @@ function compare(picture, layers, names) {
     select.addEventListener("change", show);
     show();
   }
-  const split = () => box.style.setProperty("--split", `${range.value}%`);
-  range.addEventListener("input", split); // the keyboard; a pointer takes hold anywhere
+  slide(box, range);
+  for (const hidden of picture.querySelectorAll("[hidden]")) hidden.hidden = false;
+}
+
+// The line follows a pointer that takes hold of it, or of anything while the whole picture is in view; once zoomed,
+// a pointer that takes hold elsewhere moves the pictures.
+function slide(box, range) {
+  const view = { zoom: 1, x: 50, y: 50 };
+  const draw = () => {
+    box.style.setProperty("--split", `${range.value}%`);
+    box.style.setProperty("--zoom", view.zoom);
+    for (const side of ["x", "y"]) box.style.setProperty(`--${side}`, `${view[side]}%`);
+    box.classList.toggle("zoomed", view.zoom > 1);
+    box.querySelector("output").textContent = `${view.zoom}×`;
+  };
   const follow = (event) => {
     range.value = ((event.clientX - box.getBoundingClientRect().left) / box.clientWidth) * 100;
-    split();
+    draw();
   };
+  const move = (event) => {
+    const clamp = (value) => Math.min(100, Math.max(0, value));
+    view.x = clamp(view.x - (event.movementX / box.clientWidth / (view.zoom - 1)) * 100);
+    view.y = clamp(view.y - (event.movementY / box.clientHeight / (view.zoom - 1)) * 100);
+    draw();
+  };
+  const line = () => box.getBoundingClientRect().left + (range.value / 100) * box.clientWidth;
+  let drag = null;
+  range.addEventListener("input", draw); // the keyboard; a pointer takes hold anywhere
   box.addEventListener("pointerdown", (event) => {
+    if (event.target.closest(".zoomer")) return;
     box.setPointerCapture(event.pointerId);
-    follow(event);
+    drag = view.zoom > 1 && Math.abs(event.clientX - line()) > 24 ? move : follow;
+    if (drag === follow) follow(event);
   });
-  box.addEventListener("pointermove", (event) => box.hasPointerCapture(event.pointerId) && follow(event));
-  for (const hidden of picture.querySelectorAll("[hidden]")) hidden.hidden = false;
+  box.addEventListener("pointermove", (event) => box.hasPointerCapture(event.pointerId) && drag(event));
+  for (const button of box.querySelectorAll(".zoomer button")) {
+    button.addEventListener("click", () => {
+      view.zoom = Math.min(8, Math.max(1, view.zoom * button.value));
+      draw();
+    });
+  }
 }
 
 function magnify(strip) {

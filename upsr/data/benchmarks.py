@@ -1,12 +1,45 @@
 """Benchmarks on disk: pairs of an LR and an HR picture, or LR pictures that have no reference."""
 
 import hashlib
+import json
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from upsr import images
 from upsr.data import DataError, by_stem
+
+FOLDER = Path("data/benchmarks")  # of those that are called by their plain name
+LAYOUTS = (("LRx{scale}", "HR"), ("lq", "gt"))  # names of the LR and HR folders: ours, ResShift's
+
+
+@dataclass(frozen=True)
+class Known:
+    """A benchmark that is called by its name: how many pictures it has, how its LR came to be, how to get it."""
+
+    pictures: int | None
+    lr: str
+    advice: str
+
+
+_IMRESIZE = "bicubic x4 by MATLAB's imresize"
+KNOWN = {
+    "holdout": Known(
+        None, "second-order degradation by params.yaml, seeded by each picture's name", "run `dvc repro download`"
+    ),
+    "Set5": Known(5, _IMRESIZE, "put its HR/ and LRx4/ below {folder}"),
+    "Set14": Known(14, _IMRESIZE, "put its HR/ and LRx4/ below {folder}"),
+    "BSD100": Known(100, _IMRESIZE, "put its HR/ and LRx4/ below {folder}"),
+    "Urban100": Known(100, _IMRESIZE, "put its HR/ and LRx4/ below {folder}"),
+    "ImageNet-Test": Known(
+        3000, "ResShift's recipe, second-order degradation", "put gt/ and lq/ of ResShift's release below {folder}"
+    ),
+    "RealSR": Known(
+        100, "photographed with a shorter focal length", "unpack RealSR (V3): {folder}/Canon/Test/4 and Nikon/Test/4"
+    ),
+    "RealSet65": Known(65, "photographs as found, without a reference", "put its pictures into {folder}"),
+}
 
 
 @dataclass(frozen=True)
@@ -20,32 +53,84 @@ class Pair:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A benchmark's pictures by name; `digest` is the SHA-256 of their names and contents."""
+    """A benchmark's pictures by name. `lr` tells how the LR pictures came to be; `files` holds, by name below the
+    folder, each file's size in bytes and SHA-256."""
 
     name: str
     pairs: tuple[Pair, ...]
     scale: int
-    digest: str
+    lr: str
+    files: dict[str, tuple[int, str]]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the names and contents of all files, in the order of the names."""
+        lines = "".join(f"{name} {sha256}\n" for name, (_, sha256) in sorted(self.files.items()))
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What figures on this benchmark rest on, ready for JSON."""
+        known = KNOWN.get(self.name)
+        return {
+            "name": self.name,
+            "scale": self.scale,
+            "pictures": len(self.pairs),
+            "known_pictures": known.pictures if known else None,
+            "references": sum(pair.hr is not None for pair in self.pairs),
+            "lr": self.lr,
+            "sha256": self.digest,
+            "files": {name: {"bytes": size, "sha256": sha} for name, (size, sha) in sorted(self.files.items())},
+        }
 
 
 def open_benchmark(folder: str | Path, scale: int) -> Benchmark:
-    """Opens a folder with `HR/` and `LRx{scale}/`, with `LRx{scale}/` alone, or with the LR pictures themselves.
+    """Opens a folder with `HR/` and `LRx{scale}/`, with `gt/` and `lq/`, with RealSR's own layout, or with LR pictures.
 
-    Raises `DataError` for an empty or missing folder and for a picture without its partner.
+    How its LR came to be is said by the key `lr` of a `manifest.json` in the folder, or known by its name. Raises
+    `DataError` for an empty or missing folder and for a picture without its partner.
     """
     folder = Path(folder)
-    low = folder / f"LRx{scale}"
-    if not low.is_dir() and (folder / "HR").is_dir():
-        raise DataError(f"{low}: no such folder, and {folder / 'HR'} is there: add the LR pictures")
-    lr = by_stem(images.find(low if low.is_dir() else folder))
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder: {_advice(folder)}")
+    pairs = _realsr(folder, scale) or _in_folders(folder, scale)
+    paths = [path for pair in pairs for path in (pair.lr, pair.hr) if path]
+    files = {path.relative_to(folder).as_posix(): _identity(path) for path in paths}
+    name = folder.resolve().name
+    return Benchmark(name, tuple(pairs), scale, _origin(folder, name, pairs), files)
+
+
+def locate(name: str) -> Path:
+    """Where the benchmark of `evaluate.benchmarks` is: a plain name lies below data/benchmarks, else it is a path."""
+    return Path(name) if "/" in name else FOLDER / name
+
+
+def _advice(folder: Path) -> str:
+    if known := KNOWN.get(folder.name):
+        return known.advice.format(folder=folder)
+    return "correct its name, or put HR/ and LRx4/ there"
+
+
+def _in_folders(folder: Path, scale: int) -> list[Pair]:
+    names = [(low.format(scale=scale), high) for low, high in LAYOUTS]
+    low, high = next((pair for pair in names if any((folder / part).is_dir() for part in pair)), names[0])
+    if not (folder / low).is_dir() and (folder / high).is_dir():
+        raise DataError(f"{folder / low}: no such folder, and {folder / high} is there: add the LR pictures")
+    lr = by_stem(images.find(folder / low if (folder / low).is_dir() else folder))
     if not lr:
-        raise DataError(f"{folder}: a benchmark without pictures: put some in {low.name}/ or in the folder itself")
+        raise DataError(f"{folder}: a benchmark without pictures: put some in {low}/ or in the folder itself")
     hr = {}
-    if (folder / "HR").is_dir():
-        hr = by_stem(images.find(folder / "HR"))
+    if (folder / high).is_dir():
+        hr = by_stem(images.find(folder / high))
         _check_partners(folder, lr.keys(), hr.keys())
-    pairs = tuple(Pair(name, lr[name], hr.get(name)) for name in sorted(lr))
-    return Benchmark(folder.resolve().name, pairs, scale, _digest(folder, [*lr.values(), *hr.values()]))
+    return [Pair(name, lr[name], hr.get(name)) for name in sorted(lr)]
+
+
+def _realsr(folder: Path, scale: int) -> list[Pair]:
+    """Pairs as RealSR V3 names them, CAMERA/Test/SCALE/NAME_LR4.png beside NAME_HR.png; none in another layout."""
+    found = sorted(folder.glob(f"*/Test/{scale}/*_LR{scale}.png"))
+    pairs = [(path.name.removesuffix(f"_LR{scale}.png"), path) for path in found]
+    return [Pair(name, path, path.with_name(f"{name}_HR.png")) for name, path in sorted(pairs)]
 
 
 def _check_partners(folder: Path, lr: Set[str], hr: Set[str]) -> None:
@@ -56,10 +141,21 @@ def _check_partners(folder: Path, lr: Set[str], hr: Set[str]) -> None:
             )
 
 
-def _digest(folder: Path, files: Sequence[Path]) -> str:
-    whole = hashlib.sha256()
-    for path in sorted(files):
+def _identity(path: Path) -> tuple[int, str]:
+    try:
         with path.open("rb") as file:
-            part = hashlib.file_digest(file, "sha256").hexdigest()
-        whole.update(f"{path.relative_to(folder).as_posix()} {part}\n".encode())
-    return whole.hexdigest()
+            return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _origin(folder: Path, name: str, pairs: Sequence[Pair]) -> str:
+    path = folder / "manifest.json"
+    if path.is_file():
+        try:
+            return str(json.loads(path.read_text(encoding="utf-8"))["lr"])
+        except (ValueError, KeyError, TypeError):
+            raise DataError(f"{path}: holds no `lr`: say there how the LR pictures came to be") from None
+    if name in KNOWN:
+        return KNOWN[name].lr
+    return "not told" if pairs[0].hr else "pictures as found, without a reference"

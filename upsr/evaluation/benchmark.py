@@ -1,23 +1,22 @@
-"""One model over one benchmark, and the means of what was measured."""
+"""One model on one picture of a benchmark."""
 
 import math
 import time
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from upsr.data.benchmarks import Benchmark, Pair
+from upsr.data.benchmarks import Pair
 from upsr.evaluation.metrics import Metrics
 from upsr.images import ImageError, read_rgb, resize, to_tensor
 
 Row = dict[str, Any]
 Upscale = Callable[[Tensor, int], Tensor]
-OnPicture = Callable[[str, Tensor, Tensor, Tensor | None], None]
+Keep = Callable[[Tensor, Tensor, Tensor | None], None]
 
 
 def bicubic(lr: Tensor, scale: int) -> Tensor:
@@ -30,47 +29,29 @@ def picture_number(name: str) -> int:
     return zlib.crc32(name.encode())
 
 
-def evaluate(
-    upscale: Upscale, benchmark: Benchmark, metrics: Metrics, on_picture: OnPicture | None = None
-) -> tuple[list[Row], list[Row]]:
-    """Upscales and measures each picture: (rows {benchmark, picture, metrics..., seconds}, failed).
+def measure(
+    upscale: Upscale, pair: Pair, scale: int, metrics: Metrics, keep: Keep | None = None
+) -> tuple[Row | None, list[Row]]:
+    """Upscales and measures a picture: ({picture, metrics..., seconds}, failures).
 
     `upscale(lr, number)` maps (1, 3, h, w) in [0, 1] on the metrics' device, with the picture's `picture_number`.
-    `on_picture(name, lr, sr, hr)` is told each result, `sr` cut to the size of `hr`. A picture that cannot be read,
-    does not fit its reference or the device's memory, and a metric without value for a picture, stand in `failed` as
-    {benchmark, picture, reason}; the others go on.
+    `keep(lr, sr, hr)` is handed the result, `sr` cut to the size of `hr`. Failures are {picture, metric, reason}: a
+    picture that cannot be read, does not fit its reference or the device's memory has no row and one failure, of no
+    metric; a metric without value for the picture is one more.
     """
-    rows, failed = [], []
-    for pair in benchmark.pairs:
-        where = {"benchmark": benchmark.name, "picture": pair.name}
-        try:
-            lr, hr = _read(pair, benchmark.scale, metrics.device)
-            sr, seconds = _timed(upscale, lr, picture_number(pair.name))
-        except (ImageError, torch.OutOfMemoryError) as error:
-            failed.append(where | {"reason": str(error)})
-            continue
-        if hr is not None:
-            sr = sr[:, :, : hr.shape[2], : hr.shape[3]]
-        values = metrics(sr, hr)
-        failed += [where | {"reason": f"{name} has no value"} for name, v in values.items() if math.isnan(v)]
-        rows.append(where | {name: v for name, v in values.items() if not math.isnan(v)} | {"seconds": seconds})
-        if on_picture:
-            on_picture(pair.name, lr, sr, hr)
-    return rows, failed
-
-
-def summary(rows: Iterable[Row]) -> dict[str, dict[str, dict[str, float]]]:
-    """Means over the pictures that have a value: benchmark -> model -> metric. Each row names its `model`."""
-    values: dict[str, dict[str, dict[str, list[float]]]] = {}
-    for row in rows:
-        of_model = values.setdefault(row["benchmark"], {}).setdefault(row["model"], {})
-        for name, value in row.items():
-            if name not in ("benchmark", "model", "picture"):
-                of_model.setdefault(name, []).append(value)
-    return {
-        benchmark: {model: {name: fmean(v) for name, v in of_model.items()} for model, of_model in models.items()}
-        for benchmark, models in values.items()
-    }
+    where = {"picture": pair.name}
+    try:
+        lr, hr = _read(pair, scale, metrics.device)
+        sr, seconds = _timed(upscale, lr, picture_number(pair.name))
+    except (ImageError, RuntimeError) as error:  # among the latter: no memory left on the device
+        return None, [where | {"metric": None, "reason": str(error)}]
+    if hr is not None:
+        sr = sr[:, :, : hr.shape[2], : hr.shape[3]]
+    values = metrics(sr, hr)
+    failed = [where | {"metric": k, "reason": f"{k} has no value"} for k, v in values.items() if math.isnan(v)]
+    if keep:
+        keep(lr, sr, hr)
+    return where | {k: v for k, v in values.items() if not math.isnan(v)} | {"seconds": seconds}, failed
 
 
 def _read(pair: Pair, scale: int, device: torch.device) -> tuple[Tensor, Tensor | None]:

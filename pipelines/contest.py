@@ -1,0 +1,123 @@
+"""Models on the pictures of benchmarks, in one process or several."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from upsr.data import DataError
+from upsr.data.benchmarks import Benchmark, Pair
+from upsr.evaluation.benchmark import Row, bicubic, measure
+from upsr.evaluation.metrics import Metrics
+from upsr.evaluation.protocol import PROTOCOLS
+from upsr.evaluation.spread import spread
+from upsr.images import to_image, write
+from upsr.inference import maps
+from upsr.inference.upscaler import Upscaled, Upscaler
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model on one picture."""
+
+    benchmark: str
+    model: str
+    pair: Pair
+
+
+@dataclass(frozen=True)
+class Result:
+    """`row` is None where the picture failed; `absent` holds, by name, why a wanted metric cannot be had at all."""
+
+    row: Row | None
+    failed: list[Row]
+    absent: dict[str, str]
+
+
+@dataclass
+class Outcome:
+    """Everything that was measured; `failed` and `absent` say what was not."""
+
+    rows: list[Row] = field(default_factory=list)
+    failed: list[Row] = field(default_factory=list)
+    absent: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def lost(self) -> list[Row]:
+        """The pictures that failed as a whole: not a metric that has no value for a picture that is too small."""
+        return [row for row in self.failed if row["metric"] is None]
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Who is measured, and how: everything that a process needs, and nothing that cannot be sent to it."""
+
+    models: dict[str, Path | None]
+    """Folders or weights files by name; None: bicubic interpolation."""
+    scale: int
+    protocol: str
+    metrics: tuple[str, ...]
+    weights: Path
+    """Of the metrics."""
+    seed: int
+    tile: int
+    pictures: Path | None
+    """Where results and maps are left, in BENCHMARK/PICTURE/MODEL.png; None: nowhere."""
+
+    def jobs(self, benchmarks: list[Benchmark]) -> list[Job]:
+        return [Job(b.name, model, pair) for b in benchmarks for model in self.models for pair in b.pairs]
+
+    def __call__(self, device: torch.device) -> Callable[[Job], Result]:
+        """Opens the networks and the metrics, once for a process."""
+        metrics = Metrics(self.metrics, self.weights, PROTOCOLS[self.protocol], self.scale, device)
+        upscalers = {
+            name: Upscaler.from_pretrained(path, device=str(device)) if path else None
+            for name, path in self.models.items()
+        }
+        return partial(self._measure, metrics, upscalers)
+
+    def _measure(self, metrics: Metrics, upscalers: dict[str, Upscaler | None], job: Job) -> Result:
+        upscaler, latest = upscalers[job.model], None
+
+        def upscale(lr: Tensor, number: int) -> Tensor:
+            nonlocal latest
+            if upscaler is None:
+                return bicubic(lr, self.scale)
+            latest = upscaler.upscale(lr, seed=self.seed + number, tile=self.tile)
+            return latest.picture
+
+        def keep(lr: Tensor, sr: Tensor, hr: Tensor | None) -> None:
+            if self.pictures is not None:
+                mapped = latest if upscaler and upscaler.diffuser else None
+                _leave(self.pictures / job.benchmark / job.pair.name, {"lr": lr, job.model: sr, "hr": hr}, mapped)
+
+        row, failed = measure(upscale, job.pair, self.scale, metrics, keep)
+        where = {"benchmark": job.benchmark, "model": job.model}
+        return Result(where | row if row else None, [where | f for f in failed], metrics.absent)
+
+
+def _leave(folder: Path, layers: dict[str, Tensor | None], mapped: Upscaled | None) -> None:
+    """The pictures that the page shows side by side, and the maps of the model that has them."""
+    for name, x in layers.items():
+        if x is not None:
+            write(folder / f"{name}.png", to_image(x))
+    if mapped:
+        for name, picture in maps.pictures(mapped).items():
+            write(folder / f"{name}.png", picture)
+
+
+def hold(contest: Contest, benchmarks: list[Benchmark], workers: int, places: list[torch.device]) -> Outcome:
+    """Every model on every picture, in `workers` processes. Raises `DataError` where not one could be measured."""
+    outcome = Outcome()
+    jobs = contest.jobs(benchmarks)
+    for result in tqdm(spread(contest, jobs, workers, places), "evaluate", len(jobs), unit="picture", disable=None):
+        outcome.rows += [result.row] if result.row else []
+        outcome.failed += result.failed
+        outcome.absent |= result.absent
+    if not outcome.rows:
+        raise DataError(f"no picture could be evaluated; the first: {outcome.failed[0]['reason']}")
+    return outcome

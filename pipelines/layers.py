@@ -1,0 +1,93 @@
+"""Pictures as the report page embeds them: the results on one picture, side by side, and its maps."""
+
+import base64
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from upsr.images import read_rgb
+
+RESULTS = ("lr", "bicubic", "atd", "upsr", "hr")  # in this order; what the page has never heard of stands before UPSR
+MAPS = ("residual", "edge", "frequency", "mix", "weight", "weights")
+LARGEST = 512  # pixels a side; of a larger result the part with most detail is shown
+EMBEDDED_AS_IT_IS = 48_000  # bytes; a larger picture becomes a JPEG, in full colour resolution
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One picture of several that show the same: a result, the reference, or a map."""
+
+    name: str
+    uri: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Layers:
+    """`focus`: the place with most detail, in percent of the width and the height of what is shown; `part`: what is
+    shown of how much, where it is not the whole."""
+
+    results: list[Layer]
+    maps: list[Layer]
+    focus: tuple[float, float]
+    part: str
+
+
+def read_layers(folder: Path) -> Layers:
+    """All PNG files of a picture's folder, LR (`lr.png`) and one result at least."""
+    paths = sorted((p for p in folder.glob("*.png") if p.stem not in MAPS), key=_order)
+    sharpest = read_rgb(paths[-1])
+    whole = read_rgb(folder / "lr.png").shape[:2]
+    scale = max(1, round(sharpest.shape[1] / whole[1]))
+    spot = _most_detail(sharpest)
+    view = [_window(int(spot[i] / scale), whole[i], LARGEST // scale) for i in (0, 1)]
+    height, width = (scale * (part.stop - part.start) for part in view)
+    y, x = (100 * (spot[i] - scale * view[i].start) / side for i, side in ((0, height), (1, width)))
+    cut = (height, width) != (scale * whole[0], scale * whole[1])
+    return Layers(
+        results=[_layer(path.stem, _cut(read_rgb(path), view, whole[1])) for path in paths],
+        maps=[_layer(name, _shrunk(read_rgb(p))) for name in MAPS if (p := folder / f"{name}.png").is_file()],
+        focus=(round(x, 1), round(y, 1)),
+        part=f"{width} × {height} of {scale * whole[1]} × {scale * whole[0]} pixels" if cut else "",
+    )
+
+
+def _order(path: Path) -> tuple[int, str]:
+    return RESULTS.index(path.stem if path.stem in RESULTS else "atd"), path.stem
+
+
+def _most_detail(image: np.ndarray) -> tuple[int, int]:
+    gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    detail = cv2.GaussianBlur(np.abs(cv2.Laplacian(gray, cv2.CV_32F)), (0, 0), sigmaX=max(gray.shape) / 16)
+    y, x = np.unravel_index(detail.argmax(), gray.shape)
+    return int(y), int(x)
+
+
+def _window(centre: int, length: int, side: int) -> slice:
+    start = max(0, min(centre - side // 2, length - side))
+    return slice(start, min(start + side, length))
+
+
+def _cut(image: np.ndarray, view: list[slice], lr_width: int) -> np.ndarray:
+    """The part of a picture that `view` names in LR pixels."""
+    scale = max(1, round(image.shape[1] / lr_width))
+    y, x = (slice(scale * part.start, scale * part.stop) for part in view)
+    return np.ascontiguousarray(image[y, x])
+
+
+def _shrunk(image: np.ndarray) -> np.ndarray:
+    factor = min(1.0, LARGEST / max(image.shape[:2]))
+    return cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA) if factor < 1 else image
+
+
+def _layer(name: str, image: np.ndarray) -> Layer:
+    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    kind, data = "png", cv2.imencode(".png", bgr)[1].tobytes()
+    if len(data) > EMBEDDED_AS_IT_IS:
+        options = [cv2.IMWRITE_JPEG_QUALITY, 92, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+        kind, data = "jpeg", cv2.imencode(".jpg", bgr, options)[1].tobytes()
+    uri = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    return Layer(name, uri, width=image.shape[1], height=image.shape[0])

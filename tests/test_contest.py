@@ -1,0 +1,214 @@
+"""Models against each other: the same figures however the work is split, and what is told of what failed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from conftest import ROOT, params
+
+from pipelines.contest import Contest, hold
+from pipelines.evaluate import figures, open_benchmarks
+from upsr.__main__ import main
+from upsr.checkpoint import save_weights
+from upsr.data import DataError
+from upsr.data.benchmarks import KNOWN, open_benchmark
+from upsr.evaluation.statistics import table
+from upsr.images import read_rgb, resize, to_image, to_tensor, write
+from upsr.models import build_atd, build_unet
+
+CPU = [torch.device("cpu")]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny UPSR, untrained."""
+    torch.manual_seed(0)
+    p = params(unet={"window": 4})
+    networks = {"atd": build_atd(p.atd, 4), "unet": build_unet(p.unet, 4)}
+    weights = {f"{name}.{k}": v for name, network in networks.items() for k, v in network.state_dict().items()}
+    settings = {"scale": 4, "atd": p.atd, "unet": p.unet, "diffusion": p.diffusion, "uncertainty": p.uncertainty}
+    folder = tmp_path_factory.mktemp("model")
+    save_weights(folder / "weights.safetensors", weights, settings)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three photographs with their LR."""
+    from skimage import data
+
+    for name, left in (("a", 40), ("b", 120), ("c", 200)):
+        hr = to_tensor(data.astronaut())[:, :, 40:136, left : left + 80]
+        write(tmp_path / "mine" / "HR" / f"{name}.png", to_image(hr))
+        write(tmp_path / "mine" / "LRx4" / f"{name}.png", to_image(resize(hr, [24, 20])))
+    return tmp_path / "mine"
+
+
+def contest(model: Path | None, **changes: Any) -> Contest:
+    usual: dict[str, Any] = {
+        "models": {"bicubic": None, "upsr": model},
+        "scale": 4, "protocol": "basicsr", "metrics": (), "weights": Path("."),
+        "seed": 0, "tile": 128, "pictures": None,
+    }  # fmt: skip
+    return Contest(**usual | changes)
+
+
+def without_time(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+@pytest.mark.slow
+def test_any_number_of_processes_gives_the_same_figures(
+    model: Path, folder: Path, weights: Path, tmp_path: Path
+) -> None:
+    """To the last bit, LPIPS too, although the processes of a test run may use any number of threads."""
+    benchmark = open_benchmark(folder, 4)
+    one, two = (
+        hold(contest(model, metrics=("lpips",), weights=weights, pictures=tmp_path / str(n)), [benchmark], n, CPU)
+        for n in (1, 2)
+    )
+    assert without_time(one.rows) == without_time(two.rows)
+    assert [(row["model"], row["picture"]) for row in one.rows] == [(m, p) for m in ("bicubic", "upsr") for p in "abc"]
+    pictures = {path.relative_to(tmp_path / "1") for path in (tmp_path / "1").rglob("*.png")}
+    assert {path.name for path in pictures} == {
+        f"{n}.png" for n in ("lr", "bicubic", "upsr", "hr", "residual", "weight")
+    }
+    assert all((tmp_path / "1" / p).read_bytes() == (tmp_path / "2" / p).read_bytes() for p in pictures)
+
+
+def test_other_files_and_another_order_change_nothing(model: Path, folder: Path) -> None:
+    benchmark = open_benchmark(folder, 4)
+    whole = without_time(hold(contest(model), [benchmark], 1, CPU).rows)
+    for part in ("HR", "LRx4"):
+        (folder / part / "a.png").unlink()
+    rest = without_time(hold(contest(model), [open_benchmark(folder, 4)], 1, CPU).rows)
+    assert rest == [row for row in whole if row["picture"] != "a"]
+
+
+def test_a_tile_changes_little(model: Path, folder: Path) -> None:
+    """The noise is one field; what is left is that a network sees less at a tile's edge."""
+    whole, tiled = (
+        table(hold(contest(model, tile=tile), [open_benchmark(folder, 4)], 1, CPU).rows)[3] for tile in (128, 16)
+    )
+    assert (whole["model"], whole["metric"]) == ("upsr", "psnr")
+    assert tiled["mean"] == pytest.approx(whole["mean"], abs=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_one_torn_picture_is_counted_and_the_rest_goes_on(model: Path, folder: Path, workers: int) -> None:
+    torn = folder / "LRx4" / "b.png"
+    torn.write_bytes(torn.read_bytes()[:100])
+    outcome = hold(contest(model), [open_benchmark(folder, 4)], workers, CPU)
+    assert [row["picture"] for row in outcome.rows] == ["a", "c"] * 2
+    assert [(row["model"], row["picture"]) for row in outcome.lost] == [("bicubic", "b"), ("upsr", "b")]
+    assert "b.png: truncated picture" in outcome.lost[0]["reason"]
+
+
+KILLED = """
+import os, signal, sys, torch
+from pathlib import Path
+import psutil
+from pipelines.contest import Contest
+from upsr.data.benchmarks import open_benchmark
+from upsr.evaluation.spread import spread
+
+if __name__ == "__main__":
+    contest = Contest({"bicubic": None}, 4, "basicsr", (), Path("."), 0, 128, None)
+    results = spread(contest, contest.jobs([open_benchmark(sys.argv[1], 4)]), 2, [torch.device("cpu")])
+    next(results)
+    print(*[child.pid for child in psutil.Process().children(recursive=True)], flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+def test_no_process_outlives_a_parent_that_is_killed(folder: Path) -> None:
+    script = folder.with_name("killed.py")
+    script.write_text(KILLED)
+    done = subprocess.run(
+        [sys.executable, str(script), str(folder)], env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE
+    )
+    children = [int(number) for number in done.stdout.split()]
+    assert done.returncode == -signal.SIGKILL and len(children) >= 2
+    deadline = time.monotonic() + 60
+    while any(psutil.pid_exists(child) for child in children):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+# The command.
+
+
+def test_evaluate_by_itself_writes_statistics_and_names_what_failed(folder: Path, capsys, tmp_path: Path) -> None:
+    torn = folder / "HR" / "c.png"
+    torn.write_bytes(torn.read_bytes()[:100])
+    out = tmp_path / "out.json"
+    with pytest.raises(SystemExit) as end:
+        main(["evaluate", "--model", "bicubic", "--benchmark", str(folder), "--metrics", "--json", str(out)])
+    assert end.value.code == 2
+    said = capsys.readouterr()
+    assert "2 of 3 pictures" in said.out and "c.png: truncated" in said.out
+    assert said.err.endswith("error: 1 of 3 pictures failed\n")
+    result = json.loads(out.read_text())
+    assert result["statistics"]["psnr"]["pictures"] == 2
+    assert result["mean"]["psnr"] == sum(row["psnr"] for row in result["rows"]) / 2
+    assert result["benchmark"]["files"]["HR/a.png"]["bytes"] == (folder / "HR" / "a.png").stat().st_size
+
+
+# Benchmarks.
+
+
+def test_a_benchmark_that_is_not_there_says_what_to_do(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder.parent)
+    found, absent = open_benchmarks((*KNOWN, str(folder)), 4)
+    assert [b.name for b in found] == ["mine"] and absent.keys() == KNOWN.keys()
+    assert absent["Set5"] == "data/benchmarks/Set5: no such folder: put its HR/ and LRx4/ below data/benchmarks/Set5"
+    with pytest.raises(DataError, match="none of Set5 is at hand: data/benchmarks/Set5: no such folder: put"):
+        open_benchmarks(("Set5",), 4)
+
+
+def test_how_lr_came_to_be_is_on_record(folder: Path) -> None:
+    assert open_benchmark(folder, 4).manifest["lr"] == "not told"
+    (folder / "manifest.json").write_text('{"lr": "photographed from further away"}')
+    assert open_benchmark(folder, 4).manifest["lr"] == "photographed from further away"
+    named = folder.rename(folder.with_name("Set5"))
+    (named / "manifest.json").unlink()
+    manifest = open_benchmark(named, 4).manifest
+    assert manifest["lr"] == "bicubic x4 by MATLAB's imresize"
+    assert (manifest["pictures"], manifest["known_pictures"]) == (3, 5)
+
+
+def test_benchmarks_open_as_they_are_released(folder: Path, tmp_path: Path) -> None:
+    resshift, realsr = tmp_path / "ImageNet-Test", tmp_path / "RealSR"
+    for name in "abc":
+        hr, lr = (read_rgb(folder / part / f"{name}.png") for part in ("HR", "LRx4"))
+        write(resshift / "gt" / f"{name}.png", hr)
+        write(resshift / "lq" / f"{name}.png", lr)
+        write(realsr / "Nikon" / "Test" / "4" / f"{name}_HR.png", hr)
+        write(realsr / "Nikon" / "Test" / "4" / f"{name}_LR4.png", lr)
+        write(realsr / "Nikon" / "Train" / "4" / f"{name}_LR4.png", lr)
+    for released in (resshift, realsr):
+        pairs = open_benchmark(released, 4).pairs
+        assert [pair.name for pair in pairs] == ["a", "b", "c"]
+        assert all(pair.hr and pair.hr.is_file() for pair in pairs)
+
+
+def test_names_line_variants_up() -> None:
+    rows = [
+        {"benchmark": "Set5", "model": model, "picture": picture, "psnr": value, "seconds": 1.0}
+        for model, value in (("bicubic", 28.0), ("upsr", 29.0))
+        for picture in ("a", "b")
+    ]
+    assert figures(table(rows)) == {
+        "Set5/psnr_bicubic": 28.0, "Set5/seconds_bicubic": 1.0,
+        "Set5/psnr": 29.0, "Set5/psnr_over_bicubic": 1.0, "Set5/seconds": 1.0,
+    }  # fmt: skip

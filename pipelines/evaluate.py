@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from pipelines import tracking
+from pipelines import registry, tracking
 from pipelines.stage import run
 from upsr.checkpoint import load_weights
 from upsr.config import Params, load_params
@@ -159,6 +159,7 @@ def main() -> None:
         tracker.artifact(options.out / "run.json")
         for path in sorted((options.out / "pictures").glob("*/*/*.png")):
             tracker.picture(str(path.relative_to(options.out)), read_rgb(path))
+        registry.register(tracker, Path("models/unet/weights.safetensors"), benchmarks[0].pairs[0].lr)
     print(table.drop(columns="picture").groupby(["benchmark", "model"], sort=False).mean().round(4).to_string())
     if failed:
         raise DataError(f"{len(failed)} measurements failed, listed in {options.out / 'run.json'}: {failed[0]}")

@@ -127,9 +127,10 @@ def _prepare(place: Path, values: Values) -> None:
 
 
 def _untracked(settings: Mapping[str, Any]) -> list[Path]:
-    """The user's own pictures and benchmarks, which a worktree does not have."""
-    outs = {str(out) for stage in _stages(Path()).values() for out in _names(stage.get("outs", []))}
-    own = [path for path in Path("data/benchmarks").glob("*") if path.as_posix() not in outs]
+    """What no stage makes and a worktree does not have: archives, benchmarks, the user's own pictures."""
+    outs = [name for stage in _stages(Path()).values() for name in _names(stage.get("outs", []))]
+    found = [*Path("data").glob("*"), *Path("data/benchmarks").glob("*")]
+    own = [path for path in found if not any(f"{out}/".startswith(f"{path.as_posix()}/") for out in outs)]
     folder = settings["data"]["folder"]
     return own + ([Path(folder)] if folder and not Path(folder).is_absolute() else [])
 

@@ -24,7 +24,7 @@ def test_every_combination_is_an_experiment() -> None:
     planned = sweep.experiments(CROSS)
     assert list(planned) == NAMES
     assert planned["variant-residual-dim-16"] == {"uncertainty.variant": "residual", "unet.dim": 16}
-    assert len(sweep.experiments(params().sweep.cross)) == 8
+    assert len(sweep.experiments(params().sweep.cross)) == 16
 
 
 @pytest.fixture
@@ -43,6 +43,15 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def commit() -> None:
     subprocess.run(["git", "add", "-A"], check=True)
     subprocess.run(["git", "commit", "-qm", "x", "--allow-empty"], check=True)
+
+
+def test_what_no_stage_makes_is_linked_and_nothing_else(repository: Path) -> None:
+    stages = "stages: {a: {cmd: x, outs: [data/hr, data/benchmarks/holdout, {data/weights: {persist: true}}]}}"
+    (repository / "dvc.yaml").write_text(stages)
+    for name in ("hr", "weights", "archives", "benchmarks/holdout", "benchmarks/Set5"):
+        (repository / "data" / name).mkdir(parents=True)
+    linked = sweep._untracked(settings(data={"folder": "photos"}))
+    assert {str(path) for path in linked} == {"data/archives", "data/benchmarks/Set5", "photos"}
 
 
 def test_what_no_run_could_have_is_refused_before_any_work(repository: Path) -> None:

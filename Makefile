@@ -6,7 +6,7 @@ PREFECT ?= http://127.0.0.1:4200/api
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DO_NOT_TRACK := 1
 
-.PHONY: help repro test test-fast check ui flow nightly-serve lock clean
+.PHONY: help repro test test-fast check ui flow sweep nightly nightly-serve lock clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -39,6 +39,12 @@ ui: .venv/ready ## MLflow on http://127.0.0.1:5000
 
 flow: .venv/ready ## the chain as a Prefect flow, stage by stage
 	python -m pipelines.flows pipeline
+
+sweep: .venv/ready ## every combination of params.yaml's sweep.cross as a DVC experiment
+	python -m pipelines.flows sweep
+
+nightly: .venv/ready ## champion and newest candidate on every benchmark, now
+	python -m pipelines.flows nightly
 
 nightly-serve: .venv/ready ## the nightly re-evaluation on its schedule, on this machine
 	prefect server start --host 127.0.0.1 --background || true # it may be running already

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from pipelines import tracking
+from pipelines import registry, tracking
 from pipelines.contest import Contest, Outcome, hold
 from pipelines.stage import run
 from upsr.checkpoint import load_weights
@@ -115,8 +115,9 @@ def sheet(folder: Path) -> np.ndarray:
     return np.concatenate([cv2.resize(x, size, interpolation=cv2.INTER_AREA) for x in columns], axis=1)
 
 
-def _record(experiment: str, params: Params, facts: dict[str, Any], outcome: Outcome, out: Path) -> None:
-    """One MLflow run: figures, tables, and the pictures with the greatest and the least gain."""
+def _record(experiment: str, params: Params, facts: dict[str, Any], outcome: Outcome, out: Path, example: Path) -> None:
+    """One MLflow run: figures, tables, the pictures with the greatest and the least gain; and the model, registered
+    with a picture to try it with."""
     tags = {"uncertainty.variant": params.uncertainty.variant} | {f"data.{n}": d for n, d in facts["digests"].items()}
     name = f"{params.uncertainty.variant}-{facts['models']['unet']['dim']}"
     statistics = table(outcome.rows)
@@ -131,6 +132,7 @@ def _record(experiment: str, params: Params, facts: dict[str, Any], outcome: Out
                 folder = out / "pictures" / benchmark / picture
                 tracker.picture(f"sheets/{benchmark}/{picture}.png", sheet(folder))
                 tracker.grid(f"{benchmark}/{picture}", read_rgb(folder / "upsr.png"))
+        registry.register(tracker, Path("models/unet/weights.safetensors"), example)
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
@@ -174,7 +176,7 @@ def main() -> None:
     facts = identity(params, benchmarks) | {"peak_memory_mb": peak_memory_mb()}
     facts |= {"failed": outcome.failed, "absent": outcome.absent, "absent_benchmarks": missing}
     _write(options.out, outcome, facts, benchmarks)
-    _record(options.experiment, params, facts, outcome, options.out)
+    _record(options.experiment, params, facts, outcome, options.out, benchmarks[0].pairs[0].lr)
     _print(outcome)
     if outcome.lost:
         raise DataError(f"{len(outcome.lost)} failed, listed in {options.out / 'run.json'}: {outcome.lost[0]}")

@@ -1,14 +1,17 @@
-"""Commands and DVC stages as child processes that leave nothing behind."""
+"""Commands and DVC stages as child processes that leave nothing behind, and the devices they run on."""
 
+import fcntl
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import IO
@@ -28,55 +31,147 @@ class CommandError(RuntimeError):
         super().__init__("\n".join([f"`{' '.join(command)}` ended with {how}", *tail]))
 
 
-def run(command: list[str], *, cwd: Path, log: Log, gpu: str | None = None) -> None:
-    """Runs a command, each line it prints handed to `log` at once; `gpu` is the only device it sees.
+class JobsFailed(RuntimeError):
+    """Some of many jobs failed; what each said stands in its own task."""
 
-    Raises `CommandError` if it fails. Whatever ends the call, the command and all it started are gone afterwards.
+    def __init__(self, names: list[str]) -> None:
+        super().__init__(f"{len(names)} failed: {', '.join(names)}")
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a job runs on: `gpu` is the only one it sees (None: whatever there is), `lock` keeps others away."""
+
+    gpu: str | None
+    lock: IO[str]
+
+
+def run(command: list[str], *, cwd: Path, log: Log, device: Device | None = None, grace: float = GRACE_SECONDS) -> None:
+    """Runs a command, each line it prints handed to `log` at once.
+
+    Raises `CommandError` if it fails. Whatever ends the call, the command and all it started are gone afterwards, if
+    need be killed after `grace` seconds.
     """
-    # A session of its own, so that a signal reaches the whole group, and Ctrl-C reaches it only through here.
+    # A session of its own, so that a signal reaches the whole group, and Ctrl-C reaches it only through here. It
+    # inherits the device's lock: if this process is killed, the device stays taken until the job has ended, too.
     process = subprocess.Popen(
         command,
         cwd=cwd,
-        env=_environment(gpu),
+        env=_environment(device),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
+        pass_fds=[device.lock.fileno()] if device else [],
     )
+    _running.add(process)
     tail: deque[str] = deque(maxlen=TAIL_LINES)
     try:
+        if _stopped.is_set():
+            raise InterruptedError(f"`{' '.join(command)}` was not started: this process is ending")
         assert process.stdout is not None
         for line in _lines(process.stdout):
             tail.append(line)
             log(line)
         code = process.wait()
     finally:
-        _end(process)
+        _end(process, grace)
+        _running.discard(process)
     if code:
         raise CommandError(command, code, list(tail))
 
 
-def stages(root: Path) -> list[str]:
-    """The stages of dvc.yaml, each after those it depends on, as DVC sees them."""
-    graph: TopologicalSorter[str] = TopologicalSorter()
+_running: set[subprocess.Popen[bytes]] = set()
+_stopped = threading.Event()
+
+
+def stop() -> None:
+    """Ends what this process's threads, which hear no signal, are running, and lets them start nothing more."""
+    _stopped.set()
+    for process in list(_running):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+    deadline = time.monotonic() + GRACE_SECONDS
+    while _running and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for process in list(_running):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def gpus(configured: Sequence[str] | None) -> tuple[str, ...]:
+    """The ids of the GPUs that jobs are given: those configured, else those that this process sees; maybe none."""
+    if configured is not None:
+        return tuple(configured)
+    import torch
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    count = torch.cuda.device_count()
+    return tuple(visible[:count]) if visible != [""] else tuple(map(str, range(count)))
+
+
+@contextmanager
+def device(gpus: Sequence[str], locks: Path) -> Iterator[Device]:
+    """Holds one of the GPUs, waiting for one that no other process holds; without any, the machine as such.
+
+    A lock file each below `locks`, held by the kernel: whoever dies gives its device back, and no server is asked.
+    """
+    with ExitStack() as files:
+        yield _first_free([Device(gpu, files.enter_context(_lock(gpu, locks))) for gpu in gpus or (None,)])
+
+
+def idle(gpus: Sequence[str], locks: Path) -> bool:
+    """Whether nobody holds any of them."""
+    for gpu in gpus or (None,):
+        with _lock(gpu, locks) as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+    return True
+
+
+def _lock(gpu: str | None, locks: Path) -> IO[str]:
+    locks.mkdir(parents=True, exist_ok=True)
+    return open(locks / (gpu or "cpu").replace("/", "-"), "a")
+
+
+def _first_free(devices: list[Device]) -> Device:
+    while True:
+        for one in devices:
+            with suppress(BlockingIOError):
+                fcntl.flock(one.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return one
+        time.sleep(0.5)
+
+
+def in_order(graph: dict[str, set[str]]) -> list[str]:
+    """The stages of a graph, each after those it depends on."""
+    return list(TopologicalSorter(graph).static_order())
+
+
+def graph(root: Path) -> dict[str, set[str]]:
+    """Stage -> the stages that it depends on, as DVC sees them."""
+    edges: dict[str, set[str]] = {}
     lines: list[str] = []
     run([*DVC, "dag", "--dot"], cwd=root, log=lines.append)
     for line in lines:
         if found := re.fullmatch(r'\s*"([^"]+)"(?: -> "([^"]+)")?;', line):
             first, then = found.groups()
-            graph.add(then, first) if then else graph.add(first)
-    return list(graph.static_order())
+            edges.setdefault(first, set())
+            edges.setdefault(then or first, set()).update({first} if then else set())
+    return edges
 
 
-def repro(stage: str, *, root: Path, log: Log, force: bool = False) -> None:
-    """Brings one stage up to date, and no other; `force` runs it even if nothing has changed."""
-    run([*DVC, "repro", "--single-item", *["--force"] * force, stage], cwd=root, log=log)
+def repro(stage: str, force: bool = False) -> list[str]:
+    """The command that brings one stage up to date, and no other; `force` runs it even if nothing has changed."""
+    return [*DVC, "repro", "--single-item", *["--force"] * force, stage]
 
 
-def _environment(gpu: str | None) -> dict[str, str]:
+def _environment(device: Device | None) -> dict[str, str]:
     """This process's, with its Python's commands (`dvc`, `python`) found first and output not held back."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-    pinned = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
+    pinned = {"CUDA_VISIBLE_DEVICES": device.gpu} if device and device.gpu is not None else {}
     return os.environ | {"PATH": path, "PYTHONUNBUFFERED": "1"} | pinned
 
 
@@ -88,9 +183,9 @@ def _lines(stream: IO[bytes]) -> Iterator[str]:
             yield line
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: subprocess.Popen[bytes], grace: float) -> None:
     """Ends what is left of the process's group: asked first, then killed."""
-    for number, patience in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, 5.0)):
+    for number, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, 5.0)):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, number)
         deadline = time.monotonic() + patience

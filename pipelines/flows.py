@@ -1,137 +1,175 @@
-"""Prefect: the only file that imports it. When the stages run, on which GPU slot, and how often again.
+"""Prefect: the only file that imports it. When stages and other jobs run, on which device, and how often again.
 
-What follows what stands in dvc.yaml; each stage runs in a child process.
+What follows what stands in dvc.yaml; each job is a command in a child process.
 """
 
 import argparse
-import fcntl
-import json
+import platform
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
-from datetime import date
+from collections.abc import Iterator, Sequence
+from contextlib import chdir, contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import yaml
 from prefect import flow, get_client, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
-from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, GlobalConcurrencyLimitUpdate
+from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
 from prefect.concurrency.sync import concurrency
-from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.exceptions import ObjectAlreadyExists
+from prefect.futures import wait
 from prefect.settings import get_current_settings
+from prefect.states import Completed, State
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from pipelines import executor
-from pipelines.tracking import flatten
+from pipelines import executor, registry
+from pipelines import nightly as nights
+from pipelines import sweep as sweeps
+from upsr.config import Jobs, Params, load_params
 
 ROOT = Path(__file__).resolve().parents[1]
-GPU = "gpu"
+GPU_LIMIT = f"gpu-{platform.node()}"  # a server may know several machines, each with its own GPUs
 GPU_STAGES = ("train", "evaluate")  # how their names begin
 RETRIES = {"download": 2}
+
+
+class Job(NamedTuple):
+    """A command that wants a device of its own."""
+
+    name: str
+    command: list[str]
 
 
 @flow
 def pipeline(force: bool = False, root: str | None = None) -> None:
     """All stages of dvc.yaml in order, each a task; `force` runs even those that are up to date."""
-    folder = Path(root) if root else ROOT
-    prepare_gpu_slots()
-    for stage in executor.stages(folder):
-        run_stage.with_options(retries=RETRIES.get(stage, 0))(stage, folder, force)
+    with _project(root) as (folder, params):
+        for stage in executor.in_order(executor.graph(folder)):
+            where = params.jobs if stage.startswith(GPU_STAGES) else None
+            job = Job(stage, executor.repro(stage, force))
+            run_job.with_options(task_run_name=stage, retries=RETRIES.get(stage, 0))(job, folder, where)
 
 
-@flow
-def nightly(root: str | None = None) -> None:
-    """Evaluates the models again and holds the figures against those of the night before."""
-    folder = Path(root) if root else ROOT
-    prepare_gpu_slots()
-    tonight = folder / "reports" / "nightly" / date.today().isoformat()
-    evaluate_again(folder, tonight)
-    table = comparison(figures(night_before(tonight)), figures(tonight))
-    create_markdown_artifact(table, key="nightly", description=f"Night of {tonight.name}")
+@task(retry_delay_seconds=10)
+def run_job(job: Job, folder: Path, where: Jobs | None) -> None:
+    """Runs a command on a device of its own; without `where`, on what it finds, beside whatever else runs there."""
+    with gpu_slot(where) if where else nullcontext() as device:
+        executor.run(job.command, cwd=folder, log=get_run_logger().info, device=device)
 
 
-@task(task_run_name="{stage}", retry_delay_seconds=10)
-def run_stage(stage: str, folder: Path, force: bool) -> None:
-    with gpu_slot() if stage.startswith(GPU_STAGES) else nullcontext():
-        executor.repro(stage, root=folder, log=get_run_logger().info, force=force)
+@flow(name="jobs")
+def run_jobs(jobs: Sequence[Job], folder: Path, where: Jobs) -> list[str]:
+    """Runs all jobs, as many at once as there are devices. One that fails stops no other; returns their names."""
+    devices = None if where.cluster else where  # Ray shows a job one GPU of its node's
+    with _ray_resources() if where.cluster else nullcontext():
+        futures = [run_job.with_options(task_run_name=job.name).submit(job, folder, devices) for job in jobs]
+    try:
+        wait(futures)
+    except BaseException:
+        executor.stop()
+        raise
+    return [job.name for job, future in zip(jobs, futures, strict=True) if not future.state.is_completed()]
 
 
-@task(task_run_name="evaluate")
-def evaluate_again(folder: Path, out: Path) -> None:
-    # Not by DVC: a night's figures are no output of the chain, and leave what it tracks alone.
-    options = ["--out", str(out.relative_to(folder)), "--experiment", "nightly"]
-    with gpu_slot():
-        executor.run([sys.executable, "-m", "pipelines.evaluate", *options], cwd=folder, log=get_run_logger().info)
+def fan_out(jobs: Sequence[Job], folder: Path, where: Jobs) -> list[str]:
+    """`run_jobs` over this machine's devices or over a Ray cluster's."""
+    return run_jobs.with_options(task_runner=_runner(where))(jobs, folder, where)
 
 
-def prepare_gpu_slots() -> None:
-    """Creates the GPU limit where the server has none, and frees slots that nobody holds any more.
-
-    A standing server frees a killed run's slot when its lease ends; an embedded one never does.
-    """
-    with get_client(sync_client=True) as client:
-        try:
-            client.read_global_concurrency_limit_by_name(GPU)
-        except ObjectNotFound:
-            _create_limit(client)
-        if get_current_settings().api.url is None:
-            _free_slots(client)
+def _runner(where: Jobs) -> TaskRunner[Any]:
+    if where.cluster is None:
+        return ThreadPoolTaskRunner(max_workers=max(1, len(executor.gpus(where.devices))))
+    try:
+        from prefect_ray import RayTaskRunner
+    except ImportError:
+        raise ValueError("jobs.cluster needs Ray: install the extra `cluster`, or set it to null") from None
+    # A task brings Prefect's settings along, but not the place of its code.
+    return RayTaskRunner(where.cluster, init_kwargs={"runtime_env": {"env_vars": {"PYTHONPATH": str(ROOT)}}})
 
 
-def _create_limit(client: SyncPrefectClient) -> None:
-    """As many slots as GPUs; one on a machine without."""
-    import torch
+def _ray_resources() -> Any:
+    """One GPU a job, where the cluster has any; else one CPU."""
+    import ray
+    from prefect_ray.context import remote_options
 
-    slots = max(1, torch.cuda.device_count())
-    with suppress(ObjectAlreadyExists):  # another flow that starts at this moment
-        client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=GPU, limit=slots))
-
-
-def _free_slots(client: SyncPrefectClient) -> None:
-    with open(_lock_path(), "a") as lock, suppress(BlockingIOError):  # blocked: a living run holds a slot
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        client.update_global_concurrency_limit(GPU, GlobalConcurrencyLimitUpdate(active_slots=0))
+    return remote_options(num_cpus=1, num_gpus=int("GPU" in ray.cluster_resources()))
 
 
 @contextmanager
-def gpu_slot() -> Iterator[None]:
+def _project(root: str | None) -> Iterator[tuple[Path, Params]]:
+    """The project's folder, which the block runs in, and its settings."""
+    folder = Path(root).resolve() if root else ROOT
+    with chdir(folder):
+        params = load_params()
+        prepare_gpu_slots(params.jobs)
+        yield folder, params
+
+
+def prepare_gpu_slots(where: Jobs) -> None:
+    """As many slots as GPUs, one without any; slots that nobody holds any more are free again.
+
+    A standing server frees a killed run's slot when its lease ends, unless it was started anew meanwhile; an embedded
+    one never does. Whether a device is really free its lock says, whatever the server thinks.
+    """
+    gpus = executor.gpus(where.devices)
+    with get_client(sync_client=True) as client:
+        with suppress(ObjectAlreadyExists):  # another flow that starts at this moment
+            client.upsert_global_concurrency_limit_by_name(GPU_LIMIT, max(1, len(gpus)))
+        if executor.idle(gpus, _locks()):
+            client.update_global_concurrency_limit(GPU_LIMIT, GlobalConcurrencyLimitUpdate(active_slots=0))
+
+
+@contextmanager
+def gpu_slot(where: Jobs) -> Iterator[executor.Device]:
     """Waits for a GPU slot and holds it. A server that is lost meanwhile does not end a training."""
-    with open(_lock_path(), "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_SH)  # the sign of life that `_free_slots` looks for
-        with concurrency(GPU, strict=True, lease_duration=60, raise_on_lease_renewal_failure=False):
-            yield
+    with (
+        concurrency(GPU_LIMIT, strict=True, lease_duration=60, raise_on_lease_renewal_failure=False),
+        executor.device(executor.gpus(where.devices), _locks()) as device,
+    ):
+        yield device
 
 
-def _lock_path() -> Path:
-    home = get_current_settings().home
-    home.mkdir(parents=True, exist_ok=True)
-    return home / "gpu.lock"
+def _locks() -> Path:
+    return get_current_settings().home / "devices"
 
 
-def night_before(night: Path) -> Path | None:
-    """The last night before this one that has figures; None for the first."""
-    nights = sorted(path.parent for path in night.parent.glob("*/metrics.json") if path.parent.name < night.name)
-    return nights[-1] if nights else None
+@flow
+def nightly(root: str | None = None) -> State[None]:
+    """Evaluates champion and candidate on every benchmark at hand. Fails on a regression, and the champion stays;
+    on an improvement by the rule of params.yaml the candidate becomes champion.
+    """
+    with _project(root) as (folder, params):
+        night = nights.begin(params)
+        if not executor.gpus(params.jobs.devices):
+            night.told.append("no GPU was found: evaluated on the CPU")
+        commands = nights.evaluations(night, params)
+        failed = fan_out([Job(*job) for job in commands.items()], folder, params.jobs)
+        nights.judge(night, params.nightly)
+        record = nights.keep(night)
+        get_run_logger().info("%s\n%s", record, nights.markdown(night))
+        create_markdown_artifact(nights.markdown(night), key="nightly", description=f"Night of {night.name}")
+        if night.worse:
+            raise nights.Regression(nights.verdict(night))
+        if night.promotes:
+            registry.promote(night.promotes)
+        if failed:
+            raise executor.JobsFailed(failed)
+        return Completed(message=nights.verdict(night))
 
 
-def figures(night: Path | None) -> dict[str, float]:
-    """Every number of a night's metrics.json, by its dotted name."""
-    values = flatten(json.loads((night / "metrics.json").read_text())) if night else {}
-    return {name: float(v) for name, v in values.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-
-
-def comparison(before: dict[str, float], now: dict[str, float]) -> str:
-    """A markdown table of all figures of two nights; a dash where one has none."""
-    lines = ["| figure | night before | tonight | change |", "| --- | ---: | ---: | ---: |"]
-    for name in sorted(before | now):
-        old, new = before.get(name), now.get(name)
-        change = f"{new - old:+.4f}" if old is not None and new is not None else "–"
-        lines.append(f"| {name} | {_cell(old)} | {_cell(new)} | {change} |")
-    return "\n".join(lines)
-
-
-def _cell(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
+@flow
+def sweep(root: str | None = None) -> State[None]:
+    """Runs the experiments of params.yaml's `sweep` that the commit at hand does not have, as many at once as there are
+    devices."""
+    with _project(root) as (folder, params):
+        names = sweeps.remaining(params)
+        if not names:
+            return Completed(message="all experiments are done; `dvc exp show` lists them")
+        with sweeps.recorded(params) as parent:
+            failed = fan_out([Job(name, sweeps.command(name, parent)) for name in names], folder, params.jobs)
+            if failed:
+                raise executor.JobsFailed(failed)
+        return Completed(message=f"{len(names)} experiments were run; `dvc exp show` lists them")
 
 
 def nightly_cron() -> str:
@@ -155,17 +193,21 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     once = commands.add_parser("pipeline", help="all stages, in order")
     once.add_argument("--force", action="store_true", help="run the stages that are up to date too")
-    commands.add_parser("nightly", help="evaluate once more and compare with the night before")
+    commands.add_parser("sweep", help="the experiments of params.yaml that are not done yet")
+    commands.add_parser("nightly", help="evaluate champion and candidate and compare")
     commands.add_parser("serve", help="stay and run `nightly` on its schedule")
     arguments = parser.parse_args()
     try:
-        if arguments.command == "pipeline":
-            pipeline(force=arguments.force)
-        elif arguments.command == "nightly":
-            nightly()
-        else:
-            serve_nightly()
-    except executor.CommandError as error:
+        match arguments.command:
+            case "pipeline":
+                pipeline(force=arguments.force)
+            case "sweep":
+                sweep()
+            case "nightly":
+                nightly()
+            case "serve":
+                serve_nightly()
+    except (ValueError, RuntimeError) as error:
         sys.exit(str(error))
 
 

@@ -7,7 +7,9 @@ import fcntl
 import logging
 import os
 import re
+import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,17 +17,23 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
 import numpy as np
 import yaml
 
+from upsr.images import atomic
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
 
 FLUSH_SECONDS = 5.0
 LONGEST_PAUSE = 600.0
 METRICS_A_CALL = 1000  # the store's limits
 PARAMS_A_CALL = 100
+MODEL_WEIGHTS = "data/weights.safetensors"  # in a registered model
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # `Tracker` tries again itself, without holding up the training
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
@@ -62,27 +70,27 @@ class Tracker:
 
     def picture(self, path_in_run: str, image: np.ndarray) -> None:
         """An image (H, W, 3), uint8, as `path_in_run`, whose suffix names the format."""
-        self._send(lambda client, run: client.log_image(run, image, path_in_run))
+        self.send(lambda client, run: client.log_image(run, image, path_in_run))
 
     def artifact(self, path: Path, folder: str = "") -> None:
         """A file, or a folder and all in it, below `folder` of the run."""
-        self._send(lambda client, run: client.log_artifact(run, str(path), folder or None))
+        self.send(lambda client, run: client.log_artifact(run, str(path), folder or None))
 
     def grid(self, key: str, image: np.ndarray) -> None:
         """An image (H, W, 3), uint8, that MLflow's charts show beside those of other runs with the same key."""
-        self._send(lambda client, run: client.log_image(run, image, key=key, step=0))
+        self.send(lambda client, run: client.log_image(run, image, key=key, step=0))
 
     def table(self, rows: list[dict[str, Any]], name: str) -> None:
         """Rows, which need not have the same keys, as the table `name`.json, which MLflow shows run beside run."""
         columns = {key: [row.get(key) for row in rows] for row in rows for key in row}
-        self._send(lambda client, run: client.log_table(run, columns, f"{name}.json"))
+        self.send(lambda client, run: client.log_table(run, columns, f"{name}.json"))
 
     def describe(self, params: dict[str, Any], tags: dict[str, str]) -> None:
         """What the run was started with. Nested params get dotted names."""
         flat = list(flatten(params).items())
         for first in range(0, len(flat), PARAMS_A_CALL):
-            self._send(partial(_log_params, flat[first : first + PARAMS_A_CALL]))
-        self._send(partial(_log_tags, tags))
+            self.send(partial(_log_params, flat[first : first + PARAMS_A_CALL]))
+        self.send(partial(_log_tags, tags))
 
     def close(self, status: str) -> None:
         """Ends the run as FINISHED, FAILED or KILLED, after a last try to deliver what is waiting."""
@@ -90,7 +98,8 @@ class Tracker:
         if self._calls:
             log.warning("MLflow: %d calls of this run were never delivered: its record ends early", len(self._calls))
 
-    def _send(self, call: Call) -> None:
+    def send(self, call: Call) -> None:
+        """Any other call, with the client and the run's id, as soon as the store can be reached."""
         self._calls.append(call)
         self._flush()
 
@@ -115,7 +124,7 @@ class Tracker:
             try:
                 self._calls[0](self._client, self.run_id)
             except Exception as error:
-                if _may_pass(error):
+                if may_pass(error):
                     raise
                 log.warning("MLflow: a call was refused and is left out: %s", _one_line(error))
             del self._calls[0]
@@ -156,12 +165,12 @@ def start(
         tracker.close(status)
 
 
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(values: dict[str, Any], prefix: str = "", separator: str = ".") -> dict[str, Any]:
     """Nested dictionaries as one, with dotted names."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
-        flat |= flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
+        flat |= flatten(value, f"{name}{separator}", separator) if isinstance(value, dict) else {name: value}
     return flat
 
 
@@ -178,7 +187,8 @@ def _status(error: BaseException) -> str:
     return "KILLED" if killed or isinstance(error, KeyboardInterrupt) else "FAILED"
 
 
-def _connect(experiment: str, name: str, run_id: str | None) -> tuple["MlflowClient", str]:
+def client() -> "MlflowClient":
+    """A client of the store, which has answered. While the store is down it raises what `may_pass` tells."""
     for key, value in ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     from mlflow import MlflowClient
@@ -186,10 +196,58 @@ def _connect(experiment: str, name: str, run_id: str | None) -> tuple["MlflowCli
     uri, folder = _store()
     with _alone(folder):
         client = MlflowClient(uri)
-        experiment_id = _experiment(client, experiment, folder)
-    if run_id and _continued(client, run_id):
-        return client, run_id
-    return client, client.create_run(experiment_id, run_name=name).info.run_id
+        client.search_experiments(max_results=1)
+    return client
+
+
+def weights_of(uri: str) -> Path:
+    """The weights file of a registered model, `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+
+    Of a store on this machine, the file itself; of a server, a copy that is fetched once. Raises `ValueError`.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        store = client()
+        version = _version(store, uri)
+        folder = store.get_model_version_download_uri(version.name, version.version)
+    except (MlflowException, OSError) as error:
+        raise ValueError(f"{uri}: MLflow at {_store()[0]} does not give it: {_one_line(error)}") from None
+    place = urlparse(folder)
+    if place.scheme in ("", "file"):
+        path = Path(url2pathname(place.path)) / MODEL_WEIGHTS
+        if not path.is_file():
+            raise ValueError(f"{uri}: {path} is gone: register the model anew")
+        return path
+    return _fetched(f"{folder}/{MODEL_WEIGHTS}", version.tags.get("sha256", f"{version.name}-{version.version}"))
+
+
+def _version(store: "MlflowClient", uri: str) -> "ModelVersion":
+    named = re.fullmatch(r"models:/([^/@]+)(?:@(.+)|/(\d+))", uri)
+    if not named:
+        raise ValueError(f"{uri}: write models:/NAME@ALIAS or models:/NAME/VERSION")
+    name, alias, number = named.groups()
+    return store.get_model_version_by_alias(name, alias) if alias else store.get_model_version(name, number)
+
+
+def _fetched(address: str, digest: str) -> Path:
+    from mlflow.artifacts import download_artifacts
+
+    target = Path.home() / ".cache" / "upsr" / digest / Path(MODEL_WEIGHTS).name
+    if not target.is_file():
+        with tempfile.TemporaryDirectory() as folder, atomic(target) as temporary:
+            shutil.move(download_artifacts(address, dst_path=folder, tracking_uri=_store()[0]), temporary)
+    return target
+
+
+def _connect(experiment: str, name: str, run_id: str | None) -> tuple["MlflowClient", str]:
+    store = client()
+    folder = _store()[1]
+    with _alone(folder):
+        experiment_id = _experiment(store, experiment, folder)
+    if run_id and _continued(store, run_id):
+        return store, run_id
+    return store, store.create_run(experiment_id, run_name=name).info.run_id
 
 
 def _store() -> tuple[str, Path | None]:
@@ -233,7 +291,7 @@ def _continued(client: "MlflowClient", run_id: str) -> bool:
     try:
         client.update_run(run_id, status="RUNNING")
     except Exception as error:
-        if _may_pass(error):
+        if may_pass(error):
             raise
         return False
     return True
@@ -257,7 +315,7 @@ def _log_tags(tags: dict[str, str], client: "MlflowClient", run: str) -> None:
     client.log_batch(run, tags=[RunTag(key, value) for key, value in tags.items()])
 
 
-def _may_pass(error: Exception) -> bool:
+def may_pass(error: Exception) -> bool:
     """Whether a later try may do: no connection, a server's own error, a busy database."""
     import requests
     from mlflow.exceptions import MlflowException
@@ -269,27 +327,6 @@ def _may_pass(error: Exception) -> bool:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
-
-
-def fetch_weights(uri: str) -> Path:
-    """The `weights.safetensors` of a registered model (`models:/NAME@ALIAS`, `models:/NAME/VERSION`) or of a run
-    (`runs:/ID/PATH`), brought here. Raises `OSError` where it cannot be had."""
-    for key, value in ENVIRONMENT.items():
-        os.environ.setdefault(key, value)
-    import mlflow
-    from mlflow.exceptions import MlflowException
-
-    store = _store()[0]
-    mlflow.set_tracking_uri(store)
-    mlflow.set_registry_uri(store)
-    try:
-        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
-    except (MlflowException, OSError) as error:
-        raise OSError(f"{uri}: cannot be had from MLflow at {store}: {_one_line(error)}") from None
-    found = sorted([folder] if folder.name == "weights.safetensors" else folder.rglob("weights.safetensors"))
-    if not found:
-        raise OSError(f"{uri}: holds no weights.safetensors")
-    return found[0]
 
 
 def git_commit() -> str:

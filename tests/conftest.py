@@ -2,9 +2,17 @@
 
 import ast
 import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -15,6 +23,7 @@ from upsr.data.metric_weights import prepare
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
+PATIENCE = 240.0  # on a busy machine everything takes many times what it takes alone
 TINY = {  # the same chain and the same code, small enough for a test
     "data": {"holdout_side": 64},
     "atd": {"dim": 16, "groups": 1, "layers": 2, "heads": 2, "window": 8, "category_size": 32, "tokens": 8},
@@ -73,3 +82,53 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if reason := prepare(folder)["lpips-vgg"]:
         pytest.skip(f"the weights of LPIPS cannot be had here: {reason}")
     return folder
+
+
+def until(what: Callable[[], object]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not what():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.2)
+
+
+def processes_that_mention(text: str) -> list[psutil.Process]:
+    found = psutil.process_iter(["cmdline", "status"])
+    return [p for p in found if text in " ".join(p.info["cmdline"] or []) and p.info["status"] != "zombie"]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A real server; its address and a home of its own as environment variables."""
+    port = free_port()
+    home = {"PREFECT_HOME": str(tmp_path_factory.mktemp("prefect")), "PREFECT_SERVER_UI_ENABLED": "false"}
+    environment = home | {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api", "DO_NOT_TRACK": "1"}
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    process = subprocess.Popen(command, env=os.environ | environment, start_new_session=True)
+    try:
+        until(lambda: _listens(port))
+        yield environment
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.fixture
+def api(server: dict[str, str]) -> Iterator:
+    """A client of the server, which flows called in this process use too."""
+    from prefect import get_client
+    from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+
+    ours = {PREFECT_API_URL: server["PREFECT_API_URL"], PREFECT_HOME: server["PREFECT_HOME"]}
+    with temporary_settings(updates=ours), get_client(sync_client=True) as client:
+        yield client

@@ -4,33 +4,20 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
-import psutil
 import pytest
+import yaml
+from conftest import PATIENCE, ROOT, processes_that_mention, settings, until
+from prefect.states import Cancelling
 
 from pipelines import executor, flows
+from upsr.config import Jobs
 
-ROOT = Path(__file__).parents[1]
-PATIENCE = 120.0  # on a busy machine everything here takes many times what it takes alone
 SLEEPER = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {!r}]); print('up'); time.sleep(600)"
-
-
-def until(what: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not what():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.2)
-
-
-def processes_that_mention(text: str) -> list[psutil.Process]:
-    found = psutil.process_iter(["cmdline", "status"])
-    return [p for p in found if text in " ".join(p.info["cmdline"] or []) and p.info["status"] != "zombie"]
 
 
 # The executor
@@ -46,7 +33,8 @@ def test_lines_come_as_they_are_printed_and_a_bar_as_its_last_state(tmp_path: Pa
 def test_a_command_sees_its_gpu_and_the_environments_dvc(tmp_path: Path) -> None:
     code = "import os, shutil; print(os.environ['CUDA_VISIBLE_DEVICES'], shutil.which('dvc'))"
     lines: list[str] = []
-    executor.run([sys.executable, "-c", code], cwd=tmp_path, gpu="3", log=lines.append)
+    with executor.device(["3"], tmp_path) as device:
+        executor.run([sys.executable, "-c", code], cwd=tmp_path, device=device, log=lines.append)
     assert lines == [f"3 {Path(sys.executable).parent / 'dvc'}"]
 
 
@@ -59,9 +47,8 @@ def test_a_failure_says_what_how_and_the_last_lines(tmp_path: Path) -> None:
         executor.run([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], cwd=tmp_path, log=print)
 
 
-def test_whatever_ends_a_run_no_process_survives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whatever_ends_a_run_no_process_survives(tmp_path: Path) -> None:
     """Not even a grandchild that does not listen to SIGTERM."""
-    monkeypatch.setattr(executor, "GRACE_SECONDS", 1.0)
     deaf = f"import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(600) # {tmp_path}"
 
     def cancelled(line: str) -> None:
@@ -69,16 +56,46 @@ def test_whatever_ends_a_run_no_process_survives(tmp_path: Path, monkeypatch: py
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        executor.run([sys.executable, "-c", SLEEPER.format(deaf)], cwd=tmp_path, log=cancelled)
+        executor.run([sys.executable, "-c", SLEEPER.format(deaf)], cwd=tmp_path, log=cancelled, grace=1.0)
     assert not processes_that_mention(str(tmp_path))
+
+
+def test_each_holder_gets_a_device_of_its_own(tmp_path: Path) -> None:
+    with executor.device(["0", "GPU-a/1"], tmp_path) as first, executor.device(["0", "GPU-a/1"], tmp_path) as second:
+        assert (first.gpu, second.gpu) == ("0", "GPU-a/1")
+        assert not executor.idle(["0"], tmp_path)
+    assert executor.idle(["0", "GPU-a/1"], tmp_path)
+    with executor.device([], tmp_path) as machine:
+        assert machine.gpu is None and not executor.idle([], tmp_path)
+
+
+def test_a_killed_flows_device_is_free_when_its_job_has_ended(tmp_path: Path) -> None:
+    """The job may outlive the flow: until then a second one on the same device would crash both."""
+    code = f"""
+from pathlib import Path
+import sys
+from pipelines import executor
+with executor.device(["0"], Path({str(tmp_path)!r})) as device:
+    command = [sys.executable, "-c", "import time; time.sleep(600) # {tmp_path}"]
+    executor.run(command, cwd=Path(), log=print, device=device)
+"""
+    flow = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)})
+    until(lambda: len(processes_that_mention(f"# {tmp_path}")) == 2)
+    flow.kill()
+    flow.wait()
+    (job,) = processes_that_mention(f"# {tmp_path}")
+    assert not executor.idle(["0"], tmp_path)
+    job.kill()
+    until(lambda: executor.idle(["0"], tmp_path))
 
 
 # DVC projects of a few stages
 
 
-def project(folder: Path, dvc_yaml: str) -> Path:
+def project(folder: Path, dvc_yaml: str, **jobs: object) -> Path:
     folder.mkdir()
     (folder / "dvc.yaml").write_text(dvc_yaml)
+    (folder / "params.yaml").write_text(json.dumps(settings(jobs=jobs)))
     for command in (["git", "init", "-q"], [*executor.DVC, "init", "-q"]):
         subprocess.run(command, cwd=folder, check=True)
     return folder
@@ -104,44 +121,10 @@ stages:
 
 
 def test_the_stages_come_from_dvc_in_order(chain: Path) -> None:
-    assert executor.stages(chain) == ["download", "train_atd", "evaluate"]
+    assert executor.in_order(executor.graph(chain)) == ["download", "train_atd", "evaluate"]
 
 
 # Prefect
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A real server; its address and a home of its own as environment variables."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    home = {"PREFECT_HOME": str(tmp_path_factory.mktemp("prefect")), "PREFECT_SERVER_UI_ENABLED": "false"}
-    environment = home | {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api", "DO_NOT_TRACK": "1"}
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    process = subprocess.Popen(command, env=os.environ | environment, start_new_session=True)
-    try:
-        until(lambda: _listens(port))
-        yield environment
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-@pytest.fixture
-def api(server: dict[str, str]) -> Iterator:
-    """A client of the server, which flows called in this process use too."""
-    from prefect import get_client
-    from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
-
-    ours = {PREFECT_API_URL: server["PREFECT_API_URL"], PREFECT_HOME: server["PREFECT_HOME"]}
-    with temporary_settings(updates=ours), get_client(sync_client=True) as client:
-        yield client
 
 
 @pytest.mark.slow
@@ -158,10 +141,44 @@ def test_the_pipeline_runs_stages_in_order_as_tasks(chain: Path, api) -> None:
     flows.pipeline(root=str(chain), force=True)
     assert len((chain / "order.txt").read_text().split()) == 6
 
-    limit = api.read_global_concurrency_limit_by_name("gpu")
+    limit = api.read_global_concurrency_limit_by_name(flows.GPU_LIMIT)
     assert limit.limit >= 1 and limit.active_slots == 0
-    with flows.gpu_slot():
-        assert api.read_global_concurrency_limit_by_name("gpu").active_slots == 1
+    with flows.gpu_slot(Jobs(devices=None, cluster=None)):
+        assert api.read_global_concurrency_limit_by_name(flows.GPU_LIMIT).active_slots == 1
+
+
+MEET = """
+import os, pathlib, time
+(pathlib.Path({there!r}) / str(os.getpid())).mkdir()
+entered = time.monotonic()
+while {together} > 1 and len(os.listdir({there!r})) < {together} and time.monotonic() < entered + 60: time.sleep(0.1)
+time.sleep(0.5)
+with open({log!r}, "a") as log: print(os.environ["CUDA_VISIBLE_DEVICES"], entered, time.monotonic(), file=log)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gpus", [["7"], ["3", "5"]])
+def test_jobs_of_several_flows_share_the_devices(gpus: list[str], tmp_path: Path, server: dict[str, str]) -> None:
+    """Three flows in processes of their own; a job stays until as many as there are devices have come."""
+    (tmp_path / "there").mkdir()
+    job = MEET.format(there=str(tmp_path / "there"), together=len(gpus), log=str(tmp_path / "log"))
+    (tmp_path / "job.py").write_text(job)
+    stages = f"stages:\n  train_unet: {{cmd: python {tmp_path / 'job.py'}}}\n"
+    folders = [project(tmp_path / f"project{i}", stages, devices=gpus) for i in range(3)]
+    code = "import sys; from pipelines.flows import pipeline; pipeline(root=sys.argv[1])"
+    environment = os.environ | server | {"PYTHONPATH": str(ROOT)}
+    flows = [subprocess.Popen([sys.executable, "-c", code, str(f)], env=environment) for f in folders]
+    assert [flow.wait(2 * PATIENCE) for flow in flows] == [0, 0, 0]
+
+    rows = sorted((line.split() for line in (tmp_path / "log").read_text().splitlines()), key=lambda row: float(row[1]))
+    spans = [(gpu, float(entered), float(left)) for gpu, entered, left in rows]
+    assert len(spans) == 3 and {gpu for gpu, *_ in spans} == set(gpus)
+    for gpu in gpus:
+        mine = [span for span in spans if span[0] == gpu]
+        assert all(after[1] >= before[2] for before, after in pairwise(mine)), "two jobs on one device at a time"
+    if len(gpus) == 2:
+        assert spans[1][1] < spans[0][2], "two devices, and the jobs ran one after another"
 
 
 @pytest.mark.slow
@@ -192,46 +209,53 @@ def test_a_flow_that_is_told_to_stop_leaves_no_process(tmp_path: Path, server: d
 
 
 @pytest.mark.slow
-def test_a_night_is_compared_with_the_one_before(tmp_path: Path, api) -> None:
-    (tmp_path / "pipelines").mkdir()
-    (tmp_path / "pipelines" / "evaluate.py").write_text(
-        "import pathlib, sys; out = pathlib.Path(sys.argv[sys.argv.index('--out') + 1]); out.mkdir(parents=True);"
-        """(out / "metrics.json").write_text('{"upsr": {"Set5": {"psnr": 29.5, "lpips": 0.2}}, "protocol": "upsr"}')"""
-    )
-    earlier = tmp_path / "reports" / "nightly" / "2001-01-01"
-    earlier.mkdir(parents=True)
-    (earlier / "metrics.json").write_text('{"upsr": {"Set5": {"psnr": 30.0, "niqe": 4.0}}}')
-    flows.nightly(root=str(tmp_path))
-    (artifact,) = (a for a in api.read_artifacts() if a.key == "nightly")
-    assert artifact.data.splitlines()[2:] == [
-        "| upsr.Set5.lpips | – | 0.2000 | – |",
-        "| upsr.Set5.niqe | 4.0000 | – | – |",
-        "| upsr.Set5.psnr | 30.0000 | 29.5000 | -0.5000 |",
-    ]
+def test_deployments_fire_on_schedule_and_a_cancelled_one_leaves_no_process(
+    tmp_path: Path, server: dict[str, str], api
+) -> None:
+    """The scheduled runs are what fails, in silence, with a SQLAlchemy that is too new. The night has neither a
+    model, a benchmark, a GPU nor MLflow, and says so."""
+    sleeper = json.dumps(f'python -c "import time; time.sleep(600) # {tmp_path}"')
+    endless = project(tmp_path / "endless", f"stages:\n  train_unet: {{cmd: {sleeper}}}\n")
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "params.yaml").write_text(json.dumps(settings(evaluate={"benchmarks": ["nowhere"]})))
+    text = (ROOT / "prefect.yaml").read_text()
+    assert str(ROOT) not in text and flows.nightly_cron() in text
+    ours = yaml.safe_load(text)
+    (nightly,) = (d for d in ours["deployments"] if d["name"] == "nightly")
+    nightly["schedules"][0]["cron"], nightly["parameters"] = "* * * * *", {"root": str(bare)}
+    (tmp_path / "prefect.yaml").write_text(yaml.safe_dump(ours))
 
+    environment = os.environ | server | {"MLFLOW_TRACKING_URI": "http://127.0.0.1:1", "PYTHONPATH": str(ROOT)}
+    prefect = [sys.executable, "-m", "prefect"]
+    create = ["work-pool", "create", "gpu", "--type", "process"]
+    for command in (create, ["--no-prompt", "deploy", "--all", "--prefect-file", str(tmp_path / "prefect.yaml")]):
+        subprocess.run([*prefect, *command], cwd=ROOT, env=environment, check=True)
+    deployments = {d.name: d for d in api.read_deployments()}
+    assert set(deployments) == {"pipeline", "sweep", "nightly"}
+    assert not deployments["pipeline"].schedules and not deployments["sweep"].schedules
 
-@pytest.mark.slow
-def test_deployments_are_scheduled_and_a_worker_runs_them(chain: Path, server: dict[str, str], api) -> None:
-    """The scheduled runs are what fails, in silence, with a SQLAlchemy that is too new."""
+    command = [*prefect, "worker", "start", "--pool", "gpu"]
+    worker = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
+    try:
+        begun = api.create_flow_run_from_deployment(deployments["pipeline"].id, parameters={"root": str(endless)})
+        until(lambda: processes_that_mention(f"# {tmp_path}"))
+        api.set_flow_run_state(begun.id, Cancelling())
+        until(lambda: api.read_flow_run(begun.id).state.is_cancelled())
+        assert not processes_that_mention(f"# {tmp_path}")
 
-    def prefect(*arguments: str) -> None:
-        executor.run([sys.executable, "-m", "prefect", *arguments], cwd=ROOT, log=print)
+        def night():
+            nights = [run for run in api.read_flow_runs() if run.deployment_id == deployments["nightly"].id]
+            return next((run.state for run in nights if run.auto_scheduled and run.state.is_final()), None)
 
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in server.items():
-            patch.setenv(name, value)
-        prefect("work-pool", "create", "gpu", "--type", "process")
-        prefect("deploy", "--all")
-        deployments = {d.name: d for d in api.read_deployments()}
-        assert set(deployments) == {"pipeline", "nightly"}
-        assert [s.schedule.cron for s in deployments["nightly"].schedules] == [flows.nightly_cron()]
-        assert not deployments["pipeline"].schedules and str(ROOT) not in (ROOT / "prefect.yaml").read_text()
-        until(lambda: [r for r in api.read_flow_runs() if r.deployment_id == deployments["nightly"].id])
-
-        started = api.create_flow_run_from_deployment(deployments["pipeline"].id, parameters={"root": str(chain)})
-        prefect("worker", "start", "--pool", "gpu", "--run-once", "--limit", "1")
-        until(lambda: api.read_flow_run(started.id).state.is_final())
-        assert api.read_flow_run(started.id).state_name == "Completed"
+        until(night)
+        assert (night().name, night().message) == ("Completed", "Nothing was measured")
+        told = json.loads(next(bare.glob("reports/nightly/*.json")).read_text())["told"]
+        for what in ("no registered model can be had", "no model", "nowhere is absent", "no GPU"):
+            assert any(what in line for line in told)
+    finally:
+        os.killpg(worker.pid, signal.SIGKILL)
+        worker.wait()
 
 
 @pytest.mark.slow
@@ -240,11 +264,12 @@ def test_an_embedded_server_frees_the_slot_of_a_run_that_was_killed(tmp_path: Pa
     code = """
 from pipelines.flows import *
 with get_client(sync_client=True) as client:
-    prepare_gpu_slots()
-    print("free", client.read_global_concurrency_limit_by_name(GPU).active_slots, flush=True)
-    with gpu_slot():
-        prepare_gpu_slots()
-        print("held", client.read_global_concurrency_limit_by_name(GPU).active_slots, flush=True)
+    where = Jobs(devices=None, cluster=None)
+    prepare_gpu_slots(where)
+    print("free", client.read_global_concurrency_limit_by_name(GPU_LIMIT).active_slots, flush=True)
+    with gpu_slot(where):
+        prepare_gpu_slots(where)
+        print("held", client.read_global_concurrency_limit_by_name(GPU_LIMIT).active_slots, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
 """
     home = {"PREFECT_HOME": str(tmp_path), "DO_NOT_TRACK": "1", "PYTHONPATH": str(ROOT)}

@@ -357,6 +357,47 @@ class Evaluate(Section):
     """Processes, on the GPUs in turn; the figures are the same for any number. Each holds the networks in memory."""
 
 
+class Jobs(Section):
+    """Where the flows run trainings and evaluations."""
+
+    devices: Annotated[tuple[str, ...], Field(min_length=1)] | None
+    """Ids as CUDA_VISIBLE_DEVICES takes them, one job on each at a time; null: the GPUs found, and where there is
+    none, one job at a time."""
+    cluster: str | None
+    """Address of a Ray cluster (`HOST:6379`) that sweeps and nights are spread over; null: this machine alone."""
+
+
+class Judged(Section):
+    """How a metric is judged from one night, or one model, to another."""
+
+    better: Literal["higher", "lower"]
+    tolerance: Annotated[float, Field(ge=0)]
+    """A benchmark's mean may be worse by so much."""
+
+
+class Nightly(Section):
+    metrics: Annotated[dict[str, Judged], Field(min_length=1)]
+    """The metrics that are judged; the others are only shown."""
+    improves: str
+    """A candidate becomes champion if no benchmark is worse by more than its tolerance, and the mean of this metric
+    over the benchmarks is better..."""
+    by: Annotated[float, Field(ge=0)]
+    """... by more than this."""
+
+    @model_validator(mode="after")
+    def _improves_is_judged(self) -> Self:
+        if self.improves not in self.metrics:
+            raise ValueError(
+                f"nightly.improves `{self.improves}` is none of nightly.metrics: {', '.join(self.metrics)}"
+            )
+        return self
+
+
+class Sweep(Section):
+    cross: Annotated[dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]], Field(min_length=1)]
+    """Dotted keys of params.yaml and their values; a sweep runs every combination as a DVC experiment."""
+
+
 class Params(Section):
     """All of params.yaml."""
 
@@ -374,6 +415,9 @@ class Params(Section):
     train_atd: AtdRecipe
     train_unet: UnetRecipe
     evaluate: Evaluate
+    jobs: Jobs
+    nightly: Nightly
+    sweep: Sweep
 
     @model_validator(mode="after")
     def _patches_fit(self) -> Self:

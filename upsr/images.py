@@ -88,19 +88,25 @@ def write(path: str | Path, image: np.ndarray) -> None:
     """Writes (H, W, C) uint8 or uint16 RGB, whole or not at all. The suffix chooses the format; PNG and TIFF alone
     keep 16 bit."""
     path = Path(path)
-    image = image if path.suffix.lower() in DEEP else _as8(image)
-    channels = image.shape[2]
-    code = {3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}.get(channels)
     try:
-        ok, data = cv2.imencode(path.suffix, image if code is None else cv2.cvtColor(image, code))
+        data = encode(image, path.suffix)
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from None
+    with atomic(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def encode(image: np.ndarray, suffix: str) -> bytes:
+    """(H, W, C) uint8 or uint16 RGB -> a file's bytes, in the suffix's format. Raises `ImageError`."""
+    image = image if suffix.lower() in DEEP else _as8(image)
+    code = {3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}.get(image.shape[2])
+    try:
+        ok, data = cv2.imencode(suffix, image if code is None else cv2.cvtColor(image, code))
     except cv2.error:
         ok = False
     if not ok:
-        raise ImageError(
-            f"{path}: cannot be written as {path.suffix or 'a file without suffix'}: use .png, .jpg or .webp"
-        )
-    with atomic(path) as temporary:
-        temporary.write_bytes(data.tobytes())
+        raise ImageError(f"cannot be written as {suffix or 'a file without suffix'}: use .png, .jpg or .webp")
+    return data.tobytes()
 
 
 @contextlib.contextmanager

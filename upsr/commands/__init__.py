@@ -27,6 +27,15 @@ def add_model_options(added: argparse.ArgumentParser) -> None:
     added.add_argument("--tile", type=positive, default=128, help="side of a tile in LR pixels; bounds the memory")
 
 
+def weights(model: str) -> str:
+    """What `--model` names, as a file or a folder: one from MLflow's registry (`models:/...`) is fetched."""
+    if not model.startswith("models:/"):
+        return model
+    from pipelines.tracking import weights_of
+
+    return str(weights_of(model))
+
+
 def device(name: str | None) -> str:
     """The device asked for, or the best there is. Raises `ValueError` where it cannot be used."""
     import torch

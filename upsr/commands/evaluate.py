@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from upsr.commands import MODEL, add_model_options, device, new, positive
+from upsr.commands import MODEL, add_model_options, device, new, positive, weights
 from upsr.images import ImageError, atomic
 
 if TYPE_CHECKING:
@@ -63,11 +63,7 @@ def run(options: argparse.Namespace) -> None:
 
 def weights_file(model: str) -> Path:
     """The file of a path or of MLflow's URI. Raises `CheckpointError` or `OSError` where there is none."""
-    if model.startswith(("models:/", "runs:/")):
-        from pipelines.tracking import fetch_weights
-
-        return fetch_weights(model)
-    path = Path(model)
+    path = Path(weights(model))
     return path / "weights.safetensors" if path.is_dir() or not path.suffix else path
 
 

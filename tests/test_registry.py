@@ -1,0 +1,121 @@
+"""The registry: a model that is registered answers a picture with a picture, and is known by its alias."""
+
+import base64
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import free_port, params
+from test_tracking import wait_for
+
+from pipelines import registry, tracking
+from upsr import images
+from upsr.__main__ import main
+from upsr.checkpoint import save_weights
+from upsr.models import build_atd
+
+CHAMPION = "models:/upsr@champion"
+
+
+def painter(path: Path, grey: float) -> Path:
+    """Weights of a small network that paints everything in one grey, in [0, 1]."""
+    settings = params().atd
+    network = build_atd(settings, 4)
+    last = network.upsample[0]
+    torch.nn.init.zeros_(last.weight)
+    torch.nn.init.constant_(last.bias, 2 * grey - 1)
+    save_weights(path, {f"atd.{k}": v for k, v in network.state_dict().items()}, {"scale": 4, "atd": settings})
+    return path
+
+
+def register(weights: Path, example: Path) -> str:
+    """A new version's number."""
+    with tracking.start("evaluate", "registers", {}, {}) as tracker:
+        registry.register(tracker, weights, example)
+    version = registry.newest()
+    assert version
+    return str(version.version)
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "lr.png"
+    images.write(path, np.random.default_rng(0).integers(0, 256, (9, 11, 3), np.uint8))
+    return path
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_the_champion_is_served_and_upscales(store: Path, picture: Path) -> None:
+    weights = painter(store / "weights.safetensors", 0.25)
+    assert registry.champion() is None and registry.newest() is None
+    assert register(weights, picture) == "1"
+    registry.promote("1")
+    assert register(weights, picture) == "1", "the same weights made a second version"
+    assert register(painter(store / "other.safetensors", 0.5), picture) == "2"
+    champion = registry.champion()
+    assert champion and str(champion.version) == "1" and champion.tags["licence"] == "Apache-2.0"
+    assert tracking.weights_of(CHAMPION).read_bytes() == weights.read_bytes()
+
+    main(["upscale", str(picture), "-o", str(store / "sr.png"), "--model", CHAMPION, "--seed", "3"])
+    made = images.read(store / "sr.png")
+    assert made.shape == (36, 44, 3) and (made == 64).all()
+
+    port = free_port()
+    serve = [sys.executable, "-m", "mlflow", "models", "serve", "-m", CHAMPION, "--env-manager", "local"]
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment.pop("PYTHONPATH", None)  # the model brings its code
+    server = subprocess.Popen(
+        [*serve, "--host", "127.0.0.1", "--port", str(port)], cwd=store, env=environment, start_new_session=True
+    )
+    try:
+        wait_for(port)
+        data = base64.b64encode(picture.read_bytes()).decode()
+        asked = {"dataframe_split": {"columns": ["image"], "data": [[data]]}, "params": {"seed": 3}}
+        (answer,) = ask(port, asked)["predictions"]
+        assert (images.decode(base64.b64decode(answer), "answer") == made).all()
+        example = json.loads(next(store.rglob("serving_input_example.json")).read_text())
+        assert len(ask(port, example)["predictions"]) == 1
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def ask(port: int, question: dict) -> dict:
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/invocations", json.dumps(question).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        return json.loads(answer.read())
+
+
+@pytest.mark.parametrize(
+    ("uri", "says"),
+    [(CHAMPION, "MLflow at sqlite:"), ("models:/upsr/7", "MLflow at sqlite:"), ("models:/upsr", "write models:/NAME")],
+)
+def test_a_model_that_is_not_there_is_one_line(
+    uri: str, says: str, store: Path, picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["upscale", str(picture), "-o", str(store / "sr.png"), "--model", uri])
+    assert stopped.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert line.startswith(f"error: {uri}: ") and says in line
+
+
+def test_a_server_that_is_down_is_one_line(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    with pytest.raises(ValueError, match="does not give it"):
+        tracking.weights_of(CHAMPION)

@@ -22,7 +22,7 @@ from upsr.checkpoint import load_weights
 from upsr.config import Params, load_params
 from upsr.data import DataError
 from upsr.data.benchmarks import Benchmark, locate, open_benchmark
-from upsr.evaluation.benchmark import Row
+from upsr.evaluation.metrics import Row
 from upsr.evaluation.spread import devices
 from upsr.evaluation.statistics import showcase, summary, table
 from upsr.images import ImageError, atomic, read_rgb
@@ -143,9 +143,20 @@ def _write_table(path: Path, rows: list[Row]) -> None:
         pd.DataFrame(rows).to_csv(temporary, index=False)
 
 
+def by_picture(rows: list[Row]) -> list[Row]:
+    """UPSR's figures with each picture under one name, for DVC's plots."""
+    upsr = [row for row in rows if row["model"] == "upsr"]
+    names = ("benchmark", "model", "picture")
+    return [
+        {"picture": f"{row['benchmark']}/{row['picture']}"} | {k: v for k, v in row.items() if k not in names}
+        for row in upsr
+    ]
+
+
 def _write(out: Path, outcome: Outcome, facts: dict[str, Any], benchmarks: list[Benchmark]) -> None:
     _write_table(out / "per_image.csv", outcome.rows)
     _write_table(out / "summary.csv", table(outcome.rows))
+    _write_table(out / "upsr.csv", by_picture(outcome.rows))
     _write_json(out / "metrics.json", summary(outcome.rows))
     _write_json(out / "manifests.json", {b.name: b.manifest for b in benchmarks})
     _write_json(out / "run.json", facts)

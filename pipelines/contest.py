@@ -11,8 +11,8 @@ from tqdm import tqdm
 
 from upsr.data import DataError
 from upsr.data.benchmarks import Benchmark, Pair
-from upsr.evaluation.benchmark import Row, bicubic, measure
-from upsr.evaluation.metrics import Metrics
+from upsr.evaluation.benchmark import bicubic, measure
+from upsr.evaluation.metrics import Metrics, Row
 from upsr.evaluation.protocol import PROTOCOLS
 from upsr.evaluation.spread import spread
 from upsr.images import to_image, write

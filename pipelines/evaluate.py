@@ -22,7 +22,7 @@ from upsr.checkpoint import load_weights
 from upsr.config import Params, load_params
 from upsr.data import DataError
 from upsr.data.benchmarks import Benchmark, locate, open_benchmark
-from upsr.evaluation.benchmark import Row
+from upsr.evaluation.metrics import Row
 from upsr.evaluation.spread import devices
 from upsr.evaluation.statistics import showcase, summary, table
 from upsr.images import ImageError, atomic, read_rgb
@@ -123,8 +123,9 @@ def _record(experiment: str, params: Params, facts: dict[str, Any], outcome: Out
     statistics = table(outcome.rows)
     with tracking.start(experiment, name, params.model_dump(mode="json"), tags) as tracker:
         tracker.metrics(figures(statistics))
-        tracker.table(statistics, "summary")
-        tracker.table(outcome.rows, "per_image")
+        for_view = [{k: row[k] for k in ("benchmark", "model", "metric", "mean")} | row for row in statistics]
+        tracker.table(named(for_view, "figure", "benchmark", "model", "metric"), "summary")
+        tracker.table(named(outcome.rows, "picture", "benchmark", "picture", "model"), "per_image")
         tracker.artifact(out / "run.json")
         for benchmark in facts["digests"]:
             rows = [row for row in outcome.rows if row["benchmark"] == benchmark]
@@ -145,9 +146,19 @@ def _write_table(path: Path, rows: list[Row]) -> None:
         pd.DataFrame(rows).to_csv(temporary, index=False)
 
 
+def named(rows: list[Row], column: str, *names: str) -> list[Row]:
+    """The rows with several of their names in one first column, as `Set5/baby`, which the table views of MLflow and
+    the plots of DVC line runs up by."""
+    return [
+        {column: "/".join(row[n] for n in names)} | {k: v for k, v in row.items() if k not in names} for row in rows
+    ]
+
+
 def _write(out: Path, outcome: Outcome, facts: dict[str, Any], benchmarks: list[Benchmark]) -> None:
     _write_table(out / "per_image.csv", outcome.rows)
     _write_table(out / "summary.csv", table(outcome.rows))
+    upsr = [{k: v for k, v in row.items() if k != "model"} for row in outcome.rows if row["model"] == "upsr"]
+    _write_table(out / "upsr.csv", named(upsr, "picture", "benchmark", "picture"))
     _write_json(out / "metrics.json", summary(outcome.rows))
     _write_json(out / "manifests.json", {b.name: b.manifest for b in benchmarks})
     _write_json(out / "run.json", facts)

@@ -11,6 +11,7 @@ from upsr.images import read_rgb
 
 RESULTS = ("lr", "bicubic", "atd", "upsr", "hr")  # in this order; what the page has never heard of stands before UPSR
 MAPS = ("residual", "edge", "frequency", "mix", "weight", "weights")
+STRIPS = ("weights",)  # of several maps side by side
 LARGEST = 512  # pixels a side; of a larger result the part with most detail is shown
 EMBEDDED_AS_IT_IS = 48_000  # bytes; a larger picture becomes a JPEG, in full colour resolution
 
@@ -49,7 +50,11 @@ def read_layers(folder: Path) -> Layers:
     cut = (height, width) != (scale * whole[0], scale * whole[1])
     return Layers(
         results=[_layer(path.stem, _cut(read_rgb(path), view, whole[1])) for path in paths],
-        maps=[_layer(name, _shrunk(read_rgb(p))) for name in MAPS if (p := folder / f"{name}.png").is_file()],
+        maps=[
+            _layer(name, _shrunk(read_rgb(p), 3 * LARGEST if name in STRIPS else LARGEST))
+            for name in MAPS
+            if (p := folder / f"{name}.png").is_file()
+        ],
         focus=(round(x, 1), round(y, 1)),
         part=f"{width} × {height} of {scale * whole[1]} × {scale * whole[0]} pixels" if cut else "",
     )
@@ -78,8 +83,8 @@ def _cut(image: np.ndarray, view: list[slice], lr_width: int) -> np.ndarray:
     return np.ascontiguousarray(image[y, x])
 
 
-def _shrunk(image: np.ndarray) -> np.ndarray:
-    factor = min(1.0, LARGEST / max(image.shape[:2]))
+def _shrunk(image: np.ndarray, side: int) -> np.ndarray:
+    factor = min(1.0, side / max(image.shape[:2]))
     return cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA) if factor < 1 else image
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from upsr.config import ConfigError
 from upsr.data.benchmarks import Benchmark, open_benchmark
-from upsr.evaluation.benchmark import Row, Upscale, bicubic, measure, picture_number
-from upsr.evaluation.metrics import BEST_PSNR, Metrics, higher_is_better, ssim
+from upsr.evaluation.benchmark import Upscale, bicubic, measure, picture_number
+from upsr.evaluation.metrics import BEST_PSNR, Metrics, Row, higher_is_better, ssim
 from upsr.evaluation.protocol import PROTOCOLS, for_fidelity
 from upsr.evaluation.statistics import interval, showcase, summary, table
 from upsr.images import read_rgb, resize, to_image, to_tensor, write

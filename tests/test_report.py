@@ -218,7 +218,7 @@ def test_of_a_large_picture_the_part_with_most_detail_is_shown(tmp_path: Path) -
     assert [(x.name, x.width, x.height) for x in layers.results] == [
         ("lr", 128, 128), ("upsr", 512, 512), ("hr", 512, 512)
     ]  # fmt: skip
-    assert [(x.name, x.width) for x in layers.maps] == [("edge", 512), ("weights", 512)]
+    assert [(x.name, x.width) for x in layers.maps] == [("edge", 512), ("weights", 1200)]
     x, y = layers.focus
     left, top = 950 - x * 5.12, 650 - y * 5.12  # of the part, were the spot's centre its focus
     assert 0 <= left <= 900 and left + 512 + 50 >= 1000 and top + 512 <= 800 + 50

@@ -5,16 +5,14 @@ import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from upsr.data.benchmarks import Pair
-from upsr.evaluation.metrics import Metrics
+from upsr.evaluation.metrics import Metrics, Row
 from upsr.images import ImageError, read_rgb, resize, to_tensor
 
-Row = dict[str, Any]
 Upscale = Callable[[Tensor, int], Tensor]
 Keep = Callable[[Tensor, Tensor, Tensor | None], None]
 

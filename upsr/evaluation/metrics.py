@@ -21,6 +21,8 @@ from upsr.images import round8
 
 log = logging.getLogger(__name__)
 
+Row = dict[str, Any]  # what was measured, or computed of it, with what it belongs to
+
 BEST_PSNR = 100.0  # of two equal pictures: a mean, and JSON, cannot hold the infinity that it is
 
 

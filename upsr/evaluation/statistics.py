@@ -3,8 +3,7 @@
 from collections.abc import Iterable, Sequence
 from statistics import fmean, stdev
 
-from upsr.evaluation.benchmark import Row
-from upsr.evaluation.metrics import higher_is_better
+from upsr.evaluation.metrics import Row, higher_is_better
 
 NAMES = ("benchmark", "model", "picture")
 RESAMPLES = 9999

@@ -2,12 +2,13 @@
 
 import pytest
 import yaml
-from conftest import ROOT, merged, settings
+from conftest import ROOT, merged, params, settings
 
 from upsr.commands.plan import plan, trainings
 from upsr.config import Params, parse
 
 
+@pytest.mark.slow
 def test_the_papers_networks_are_counted_as_the_paper_counts_them(weights, monkeypatch: pytest.MonkeyPatch):
     """UNet 160: 119.42 M parameters, 148 GFLOP forward at 64×64; ATD 96: 2.532 M and 34 GFLOP. Backward is twice that,
     and LPIPS-VGG, which takes about 40 GFLOP a picture of 256×256, sees two pictures and goes back through one."""
@@ -20,8 +21,14 @@ def test_the_papers_networks_are_counted_as_the_paper_counts_them(weights, monke
     assert unet.flops / recipe.batch == pytest.approx((3 * 148 + 34 + 3 * 40) * 1e9, rel=0.03)
     assert atd.flops / recipe.batch == pytest.approx((3 * 34 + 4 * 40) * 1e9, rel=0.25)
     assert x2.flops < atd.flops
-    short = merged(paper, {"train": {"checkpointing": True}})
-    assert trainings(parse(Params, short, "df2k"))[2][2].activations < 0.6 * unet.activations
+
+
+def test_recomputed_activations_are_not_kept(weights, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(weights.parents[1])
+    plain, short = (trainings(params(train={"checkpointing": on})) for on in (False, True))
+    for (_, _, kept), (_, _, recomputed) in zip(plain, short, strict=True):
+        assert recomputed.activations < kept.activations
+        assert recomputed.flops > kept.flops
 
 
 def test_every_stage_has_a_line(weights, monkeypatch: pytest.MonkeyPatch):

@@ -52,9 +52,7 @@ def plan(params: Params, processes: int = 1) -> str:
             f"micro_batch {recipe.micro_batch}, {_duration(seconds)}; on disk {_disk(step, params):.1f} GB"
         )
     names = ", ".join(params.evaluate.benchmarks)
-    lines.append(
-        f"{'evaluate':<14}bicubic, ATD and UPSR on {names}, tiles of {params.evaluate.tile}: minutes to an hour"
-    )
+    lines.append(f"{'evaluate':<14}bicubic, ATD and UPSR on {names}, tiles of {params.evaluate.tile}")
     return "\n".join([*lines, f"in all about {_duration(total)} of training"])
 
 

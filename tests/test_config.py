@@ -31,6 +31,8 @@ def test_the_shipped_settings_are_valid():
         ({"train_atd": {"patch": 512}}, "at most crop.size 256"),
         ({"data": {"holdout": []}}, "`data.holdout`"),
         ({"seed": -1}, "`seed` = -1"),
+        ({"train": {"select": {"psnr": 0, "lpips": 0}}}, "train.select counts nothing"),
+        ({"train": {"init": "a"}, "atd": {"schedule": "x2_then_x4"}}, "both say what ×4 starts from"),
     ],
 )
 def test_a_mistake_names_its_path(changes: dict[str, Any], message: str):

@@ -17,8 +17,9 @@ from conftest import SHARED, params
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pipelines.training import initialise
 from upsr import images
-from upsr.checkpoint import load_weights, save_weights
+from upsr.checkpoint import CheckpointError, load_weights, save_weights
 from upsr.config import Params, Select
 from upsr.data.benchmarks import open_benchmark
 from upsr.data.datasets import PatchDataset
@@ -237,7 +238,7 @@ def test_nothing_is_read_back_from_the_device_but_where_it_logs(store: Path, tmp
     with Reads() as reads:
         Run(store, tmp_path, train=every, train_atd={"steps": 8, "batch": 4})()
     assert reads.steps == 8
-    assert reads.at == {4, 8}
+    assert reads.at - {0} == {4, 8}  # before the first step, what is made once
 
 
 def test_accumulated_parts_count_as_one_batch(store: Path, tmp_path: Path):
@@ -409,3 +410,26 @@ def test_missing_lpips_weights_are_named(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="lpips_weight: 0"):
         PerceptualLoss(0.5, "proper", tmp_path)
     PerceptualLoss(0, "proper", tmp_path)
+
+
+# Starting from other weights
+
+
+def test_a_training_starts_from_a_weights_file_that_fits(tmp_path: Path, capsys):
+    p = params()
+    torch.manual_seed(1)
+    theirs, ours = build_atd(p.atd, 4), build_atd(p.atd, 4)
+    weights = {f"atd.{name}": value for name, value in theirs.state_dict().items()}
+    save_weights(tmp_path / "weights.safetensors", weights, {"scale": 4, "atd": p.atd})
+    changed = p.atd.model_copy(update={"lpips_weight": 5.0})  # how it is trained does not matter
+    initialise(ours, "atd", changed, 4, str(tmp_path))
+    assert same(ours, theirs)
+    initialise(build_unet(p.unet, 4), "unet", p.unet, 4, str(tmp_path))
+    assert "holds no unet, which starts from nothing" in capsys.readouterr().out
+    wide = params(atd={"dim": 32}).atd
+    with pytest.raises(CheckpointError, match=r"another network \(atd\.dim: 16 -> 32\)"):
+        initialise(build_atd(wide, 4), "atd", wide, 4, str(tmp_path))
+    with pytest.raises(CheckpointError, match=r"scale: 4 -> 2"):
+        initialise(build_atd(p.atd, 2), "atd", p.atd, 2, str(tmp_path))
+    with pytest.raises(CheckpointError, match="no such weights file"):
+        initialise(ours, "atd", p.atd, 4, str(tmp_path / "absent.safetensors"))

@@ -1,0 +1,38 @@
+"""The plan counts what METHOD's figures say, without the memory or the time of a step."""
+
+import pytest
+import yaml
+from conftest import ROOT, merged, params, settings
+
+from upsr.commands.plan import plan, trainings
+from upsr.config import Params, parse
+
+
+@pytest.mark.slow
+def test_the_papers_networks_are_counted_as_the_paper_counts_them(weights, monkeypatch: pytest.MonkeyPatch):
+    """UNet 160: 119.42 M parameters, 148 GFLOP forward at 64×64; ATD 96: 2.532 M and 34 GFLOP. Backward is twice that,
+    and LPIPS-VGG, which takes about 40 GFLOP a picture of 256×256, sees two pictures and goes back through one."""
+    monkeypatch.chdir(weights.parents[1])
+    scale = yaml.safe_load((ROOT / "scales" / "df2k.yaml").read_text())
+    paper = merged(yaml.safe_load((ROOT / "params.yaml").read_text()), scale)
+    (_, _, x2), (_, _, atd), (_, recipe, unet) = trainings(parse(Params, paper, "df2k"))
+    assert unet.parameters == pytest.approx(119.42e6, rel=1e-3)
+    assert atd.parameters == pytest.approx(2.532e6, rel=1e-3)
+    assert unet.flops / recipe.batch == pytest.approx((3 * 148 + 34 + 3 * 40) * 1e9, rel=0.03)
+    assert atd.flops / recipe.batch == pytest.approx((3 * 34 + 4 * 40) * 1e9, rel=0.25)
+    assert x2.flops < atd.flops
+
+
+def test_recomputed_activations_are_not_kept(weights, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(weights.parents[1])
+    plain, short = (trainings(params(train={"checkpointing": on})) for on in (False, True))
+    for (_, _, kept), (_, _, recomputed) in zip(plain, short, strict=True):
+        assert recomputed.activations < kept.activations
+        assert recomputed.flops > kept.flops
+
+
+def test_every_stage_has_a_line(weights, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(weights.parents[1])
+    text = plan(parse(Params, settings(), "test"))
+    for stage in ("download", "crop", "pack", "train_atd x4", "train_unet", "evaluate"):
+        assert f"\n{stage}  " in text

@@ -14,7 +14,7 @@ from typing import Any
 from pipelines import registry, tracking
 from upsr.config import Nightly, Params
 from upsr.data import DataError
-from upsr.data.benchmarks import open_benchmark
+from upsr.data.benchmarks import locate, open_benchmark
 from upsr.images import ImageError, atomic
 
 REPORTS = Path("reports/nightly")
@@ -91,21 +91,16 @@ def begin(params: Params) -> Night:
     night.models = _models(night.told)
     for name in evaluation.benchmarks:
         try:
-            benchmark = open_benchmark(benchmark_folder(name), params.scale)
+            benchmark = open_benchmark(locate(name), params.scale)
             night.benchmarks[benchmark.name] = benchmark.digest
         except (DataError, ImageError) as error:
             night.told.append(f"benchmark {name} is absent: {error}")
     return night
 
 
-def benchmark_folder(name: str) -> Path:
-    """A plain name lies below data/benchmarks."""
-    return Path(name) if "/" in name else Path("data/benchmarks") / name
-
-
 def evaluations(night: Night, params: Params) -> dict[str, list[str]]:
     """Name -> command that leaves NAME.json in the night's folder, for every model on every benchmark."""
-    folders = {name.rpartition("/")[2]: benchmark_folder(name) for name in params.evaluate.benchmarks}
+    folders = {name.rpartition("/")[2]: locate(name) for name in params.evaluate.benchmarks}
     options = {"protocol": params.evaluate.protocol, "tile": params.evaluate.tile, "seed": params.seed}
     shared = [text for key, value in options.items() for text in (f"--{key}", str(value))]
     shared += ["--metrics", *params.evaluate.metrics]

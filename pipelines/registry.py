@@ -72,7 +72,7 @@ def _register(weights: Path, example: Path, store: "MlflowClient", run: str) -> 
     if latest and latest.tags.get("sha256") == sha256:
         return
     with tempfile.TemporaryDirectory() as folder:
-        named = Path(folder) / Path(tracking.MODEL_WEIGHTS).name
+        named = Path(folder) / tracking.WEIGHTS
         named.symlink_to(weights.resolve())
         _save(Path(folder) / "model", named, example)
         store.log_artifacts(run, f"{folder}/model", "model")

@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -24,8 +25,10 @@ from ruamel.yaml import YAML
 from pipelines import executor, tracking
 from pipelines.stage import run
 from upsr.config import ConfigError, Params, load_params, parse
+from upsr.images import atomic
 
 PARAMS = Path("params.yaml")
+LOCK = Path("dvc.lock")
 PLACE = Path(".dvc/tmp/sweep")
 METRICS = Path("reports/evaluate/metrics.json")
 GRACE_SECONDS = executor.GRACE_SECONDS / 2  # a stage must be gone before who waits for this process kills it
@@ -82,7 +85,9 @@ def experiment(name: str, values: Values, parent: str | None) -> None:
     with _run(name, dict(values), tags, place / PLACE / "run") as tracker:
         for stage, shared in _shared(place, values).items():
             with _alone(shared):
+                _take(stage, shared, place)
                 executor.run(executor.repro(stage), cwd=place, log=_say, grace=GRACE_SECONDS)
+                _leave(stage, shared, place)
         if (place / METRICS).is_file():
             tracker.metrics(tracking.flatten(json.loads((place / METRICS).read_text()), separator="/"))
     with _alone("save"):  # DVC's references are the same for all worktrees, and two that save at once fail
@@ -107,7 +112,8 @@ def _place(name: str) -> Path:
 
 def _prepare(place: Path, values: Values) -> None:
     """A worktree of HEAD with the experiment's values, this checkout's cache, and what DVC does not track linked."""
-    if not (place / PARAMS).is_file():
+    fresh = not (place / PARAMS).is_file()
+    if fresh:
         _remove(place)
         with _alone("worktree"):
             executor.run(["git", "worktree", "add", "--force", "--detach", str(place)], cwd=Path(), log=_say)
@@ -115,6 +121,9 @@ def _prepare(place: Path, values: Values) -> None:
     (place / local).write_bytes(local.read_bytes() if local.is_file() else b"")
     cache = subprocess.check_output([*executor.DVC, "cache", "dir"], text=True).strip()
     executor.run([*executor.DVC, "cache", "dir", "--local", str(Path(cache).resolve())], cwd=place, log=_say)
+    if fresh and LOCK.is_file():  # what this checkout has made
+        shutil.copy(LOCK, place)
+        executor.run([*executor.DVC, "checkout", "--allow-missing"], cwd=place, log=_say)
     edit = YAML()
     edit.preserve_quotes, edit.width = True, 4096
     settings = edit.load(PARAMS.read_text())
@@ -154,6 +163,26 @@ def _shared(place: Path, values: Values) -> dict[str, str]:
     for stage in executor.in_order(graph):
         declared[stage] = set(_names(stages[stage].get("params", []))).union(*(declared[s] for s in graph[stage]))
     return {stage: f"{stage}-{_digest(values, keys)}" for stage, keys in declared.items()}
+
+
+def _take(stage: str, shared: str, place: Path) -> None:
+    """What another experiment has made of the same values. DVC's own run cache leaves out what is `persist: true`."""
+    known = place.parent / f"{shared}.yaml"
+    if not known.is_file():
+        return
+    path = place / LOCK
+    lock: dict[str, Any] = {"schema": "2.0", "stages": {}}
+    if path.is_file():
+        lock = yaml.safe_load(path.read_text())
+    lock["stages"][stage] = yaml.safe_load(known.read_text())
+    path.write_text(yaml.safe_dump(lock, sort_keys=False))
+    executor.run([*executor.DVC, "checkout", "--force", stage], cwd=place, log=_say)
+
+
+def _leave(stage: str, shared: str, place: Path) -> None:
+    entry = yaml.safe_load((place / LOCK).read_text())["stages"].get(stage)
+    with atomic(place.parent / f"{shared}.yaml") as temporary:
+        temporary.write_text(yaml.safe_dump(entry, sort_keys=False))
 
 
 def _digest(values: Values, declared: set[str]) -> str:

@@ -7,7 +7,6 @@ import fcntl
 import logging
 import os
 import re
-import shutil
 import subprocess
 import tempfile
 import time
@@ -24,18 +23,15 @@ from urllib.request import url2pathname
 import numpy as np
 import yaml
 
-from upsr.images import atomic
-
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run as MlflowRun
-    from mlflow.entities.model_registry import ModelVersion
 
 FLUSH_SECONDS = 5.0
 LONGEST_PAUSE = 600.0
 METRICS_A_CALL = 1000  # the store's limits
 PARAMS_A_CALL = 100
-MODEL_WEIGHTS = "data/weights.safetensors"  # in a registered model
+WEIGHTS = "weights.safetensors"
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # `Tracker` tries again itself, without holding up the training
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
@@ -203,42 +199,48 @@ def client() -> "MlflowClient":
 
 
 def weights_of(uri: str) -> Path:
-    """The weights file of a registered model, `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
-
-    Of a store on this machine, the file itself; of a server, a copy that is fetched once. Raises `ValueError`.
+    """The weights file of a registered model, `models:/NAME@ALIAS` or `models:/NAME/VERSION`, or of a run,
+    `runs:/ID/PATH`. Of a store on this machine, the file itself; of a server, a copy. Raises `ValueError`.
     """
     from mlflow.exceptions import MlflowException
 
     try:
-        store = client()
-        version = _version(store, uri)
-        folder = store.get_model_version_download_uri(version.name, version.version)
+        folder, key = _artifacts(client(), uri)
+        place = urlparse(folder)
+        local = Path(url2pathname(place.path)) if place.scheme in ("", "file") else _fetched(folder, key)
     except (MlflowException, OSError) as error:
         raise ValueError(f"{uri}: MLflow at {_store()[0]} does not give it: {_one_line(error)}") from None
-    place = urlparse(folder)
-    if place.scheme in ("", "file"):
-        path = Path(url2pathname(place.path)) / MODEL_WEIGHTS
-        if not path.is_file():
-            raise ValueError(f"{uri}: {path} is gone: register the model anew")
-        return path
-    return _fetched(f"{folder}/{MODEL_WEIGHTS}", version.tags.get("sha256", f"{version.name}-{version.version}"))
+    found = sorted([local] if local.is_file() else local.rglob(WEIGHTS))
+    if not found:
+        raise ValueError(f"{uri}: {local} holds no {WEIGHTS}")
+    return found[0]
 
 
-def _version(store: "MlflowClient", uri: str) -> "ModelVersion":
-    named = re.fullmatch(r"models:/([^/@]+)(?:@(.+)|/(\d+))", uri)
+def _artifacts(store: "MlflowClient", uri: str) -> tuple[str, str]:
+    """Where the artifacts of `uri` lie, and a name for their copy: the same name, the same weights."""
+    named = re.fullmatch(r"(?:models:/([^/@]+)(?:@(.+)|/(\d+)))|(?:runs:/([^/]+)/(.+))", uri)
     if not named:
-        raise ValueError(f"{uri}: write models:/NAME@ALIAS or models:/NAME/VERSION")
-    name, alias, number = named.groups()
-    return store.get_model_version_by_alias(name, alias) if alias else store.get_model_version(name, number)
+        raise ValueError(f"{uri}: write models:/NAME@ALIAS, models:/NAME/VERSION or runs:/ID/PATH")
+    name, alias, number, run, path = named.groups()
+    if run:
+        return f"{store.get_run(run).info.artifact_uri}/{path}", f"{run}-{path.replace('/', '-')}"
+    version = store.get_model_version_by_alias(name, alias) if alias else store.get_model_version(name, number)
+    folder = store.get_model_version_download_uri(name, version.version)
+    digest = version.tags.get("sha256")  # of what the stage `evaluate` registered
+    return (f"{folder}/data/{WEIGHTS}", digest) if digest else (folder, f"{name}-{version.version}")
 
 
-def _fetched(address: str, digest: str) -> Path:
+def _fetched(address: str, key: str) -> Path:
+    """A copy of a server's file or folder, made once."""
     from mlflow.artifacts import download_artifacts
 
-    target = Path.home() / ".cache" / "upsr" / digest / Path(MODEL_WEIGHTS).name
-    if not target.is_file():
-        with tempfile.TemporaryDirectory() as folder, atomic(target) as temporary:
-            shutil.move(download_artifacts(address, dst_path=folder, tracking_uri=_store()[0]), temporary)
+    target = Path.home() / ".cache" / "upsr" / key
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            download_artifacts(address, dst_path=folder, tracking_uri=_store()[0])
+            os.replace(folder, target)
+            os.mkdir(folder)  # for TemporaryDirectory to remove
     return target
 
 

@@ -1,5 +1,6 @@
 """Jobs spread over the machines of a Ray cluster: here two nodes on one machine, whose GPUs are only claimed."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -31,6 +32,7 @@ def test_jobs_are_spread_over_the_nodes(tmp_path: Path, api) -> None:
     command = [sys.executable, str(tmp_path / "job.py")]
     jobs = [flows.Job(f"job{i}", command) for i in range(3)]
     jobs.append(flows.Job("broken", [sys.executable, "-c", "raise SystemExit('out of memory')"]))
+    handler = signal.getsignal(signal.SIGTERM)  # a cluster of this process puts its own there
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 1})
     try:
         cluster.add_node(num_cpus=1, num_gpus=1)
@@ -38,6 +40,7 @@ def test_jobs_are_spread_over_the_nodes(tmp_path: Path, api) -> None:
     finally:
         ray.shutdown()
         cluster.shutdown()
+        signal.signal(signal.SIGTERM, handler)
     assert [path.read_text() for path in (tmp_path / "there").iterdir()] == ["0", "0", "0"]
     tasks = {run.name: run.state for run in api.read_task_runs()}
     assert tasks["job0"].is_completed() and "out of memory" in tasks["broken"].message

@@ -88,7 +88,7 @@ pathlib.Path("reports/evaluate/metrics.json").write_text(json.dumps({{"Set5": {{
 """
 STAGES = """
 stages:
-  train_atd: {{cmd: 'echo atd >> {log}; cp source g', deps: [source], params: [atd], outs: [g]}}
+  train_atd: {{cmd: 'echo atd >> {log}; cp source g', deps: [source], params: [atd], outs: [g: {{persist: true}}]}}
   train_unet:
     cmd: python train.py
     deps: [g, train.py]

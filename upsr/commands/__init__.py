@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -27,13 +28,14 @@ def add_model_options(added: argparse.ArgumentParser) -> None:
     added.add_argument("--tile", type=positive, default=128, help="side of a tile in LR pixels; bounds the memory")
 
 
-def weights(model: str) -> str:
-    """What `--model` names, as a file or a folder: one from MLflow's registry (`models:/...`) is fetched."""
-    if not model.startswith("models:/"):
-        return model
-    from pipelines.tracking import weights_of
+def weights_file(model: str) -> Path:
+    """The file of a path or of MLflow's URI. Raises `ValueError` where MLflow has none."""
+    if model.startswith(("models:/", "runs:/")):
+        from pipelines.tracking import weights_of
 
-    return str(weights_of(model))
+        return weights_of(model)
+    path = Path(model)
+    return path / "weights.safetensors" if path.is_dir() or not path.suffix else path
 
 
 def device(name: str | None) -> str:

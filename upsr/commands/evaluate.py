@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from upsr.commands import MODEL, add_model_options, device, new, positive, weights
+from upsr.commands import MODEL, add_model_options, device, new, positive, weights_file
 from upsr.images import ImageError, atomic
 
 if TYPE_CHECKING:
@@ -59,12 +59,6 @@ def run(options: argparse.Namespace) -> None:
     report(options, benchmark, outcome)
     if outcome.lost:
         raise ImageError(f"{len(outcome.lost)} of {len(benchmark.pairs)} pictures failed")
-
-
-def weights_file(model: str) -> Path:
-    """The file of a path or of MLflow's URI. Raises `CheckpointError` or `OSError` where there is none."""
-    path = Path(weights(model))
-    return path / "weights.safetensors" if path.is_dir() or not path.suffix else path
 
 
 def report(options: argparse.Namespace, benchmark: "Benchmark", outcome: "Outcome") -> None:

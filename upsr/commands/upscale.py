@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from upsr import images
-from upsr.commands import MODEL, add_model_options, device, new, weights
+from upsr.commands import MODEL, add_model_options, device, new, weights_file
 from upsr.images import ImageError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> None:
 
     jobs = outputs([Path(p) for p in options.input], Path(options.output))
     model = Upscaler.from_pretrained(
-        weights(options.model), device=device(options.device), dtype=options.dtype, steps=options.steps
+        weights_file(options.model), device=device(options.device), dtype=options.dtype, steps=options.steps
     )
     failed = 0
     for source, target in tqdm(jobs, desc="upscale", unit="picture", disable=None):

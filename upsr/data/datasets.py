@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -39,8 +40,10 @@ class PatchDataset(Dataset[Tensor]):
             return slice(y, y + self.patch), slice(x, x + self.patch)
 
         picture = self.reader.read(int(_order(self.seed, epoch, len(self))[place]), window)
-        cut = torch.from_numpy(picture).permute(2, 0, 1)
-        return _turn(images.pad_to(cut[None], self.patch, self.patch)[0], *rng.integers(2, size=3))
+        if min(picture.shape[:2]) < self.patch:
+            planes = torch.from_numpy(picture).permute(2, 0, 1)[None]
+            picture = images.pad_to(planes, self.patch, self.patch)[0].permute(1, 2, 0).numpy()
+        return torch.from_numpy(_turn(picture, *rng.integers(2, size=3)))
 
 
 @lru_cache(maxsize=2)
@@ -49,10 +52,11 @@ def _order(seed: int, epoch: int, length: int) -> np.ndarray:
     return np.random.default_rng((seed, 0, epoch)).permutation(length)
 
 
-def _turn(patch: Tensor, mirror: int, flip: int, transpose: int) -> Tensor:
-    """One of the eight symmetries of the square."""
-    patch = patch.flip([dim for dim, wanted in ((2, mirror), (1, flip)) if wanted])
-    return (patch.mT if transpose else patch).contiguous()
+def _turn(picture: np.ndarray, mirror: int, flip: int, transpose: int) -> np.ndarray:
+    """(H, W, 3) -> (3, H, W), turned by one of the eight symmetries of the square."""
+    picture = picture[:: -1 if flip else 1, :: -1 if mirror else 1]
+    planes = np.stack(cv2.split(np.ascontiguousarray(picture)))
+    return np.ascontiguousarray(planes.transpose(0, 2, 1)) if transpose else planes
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from upsr.commands import compare, evaluate, import_official, scale, upscale
+from upsr.commands import bench, compare, degrade, doctor, evaluate, import_official, scale, upscale
 
 
 def parser() -> argparse.ArgumentParser:
@@ -13,7 +13,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="upsr", description="Uncertainty-guided diffusion super-resolution.")
     top.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    for command in (upscale, evaluate, compare, scale, import_official):
+    for command in (upscale, evaluate, degrade, doctor, bench, compare, scale, import_official):
         command.add(commands)
     return top
 

@@ -71,6 +71,12 @@ DF2K = (DIV2K_TRAIN, FLICKR2K)
 VALIDATION = frozenset(f"{number:04d}" for number in range(801, 901))
 """The names of DIV2K's validation pictures, which are never trained on."""
 
+
+def wanted(holdout: Collection[str]) -> list[Archive]:
+    """The archives of DF2K, and DIV2K's validation pictures where some of them are held out."""
+    return [*DF2K, *([DIV2K_VALID] if VALIDATION & set(holdout) else [])]
+
+
 UNKNOWN_SIZE = 21_000_000_000  # bytes of room for an archive whose size nobody published
 
 

@@ -170,7 +170,7 @@ def ignored(source: str, folder: str | Path | None) -> list[str]:
 def _df2k(holdout: Collection[str]) -> list[Photo]:
     """DIV2K's training pictures and Flickr2K's; of DIV2K's validation pictures those that are held out."""
     held = archives.VALIDATION & set(holdout)
-    wanted = [*archives.DF2K, *([archives.DIV2K_VALID] if held else [])]
+    wanted = archives.wanted(holdout)
     folders = archives.prepare(wanted, ARCHIVES, LOCK)
     photos = [
         Photo(path.stem, path, archive.origin, archive.licence, None, ours=True)

@@ -1,6 +1,7 @@
 """What is random in the degradation of a batch, drawn so that it does not matter how the batch was split."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,14 +22,24 @@ class Draws:
         self.samples = [sample_generator(seed, i) for i in range(first, first + count)]
         self.fields = [torch.Generator(device).manual_seed(int(rng.integers(2**63))) for rng in self.samples]
         self.device = device
+        self.notes: dict[str, Any] = {}
+        """What was drawn, by name: one value, or a list with one for each sample."""
 
-    def uniform(self, bounds: Range) -> Tensor:
+    def uniform(self, name: str, bounds: Range) -> Tensor:
         """(B,): a number for each sample."""
-        return self.send(np.array([rng.uniform(*bounds) for rng in self.samples], np.float32))
+        values = [rng.uniform(*bounds) for rng in self.samples]
+        self.notes[name] = values
+        return self.send(np.array(values, np.float32))
 
-    def chance(self, probability: float) -> list[bool]:
+    def chance(self, name: str, probability: float) -> list[bool]:
         """A flag for each sample, set with that probability; on the host, where it decides what is computed."""
-        return [rng.random() < probability for rng in self.samples]
+        flags = [bool(rng.random() < probability) for rng in self.samples]
+        self.notes[name] = flags
+        return flags
+
+    def of_sample(self, number: int) -> dict[str, Any]:
+        """The notes of one of the samples."""
+        return {name: value[number] if isinstance(value, list) else value for name, value in self.notes.items()}
 
     def send(self, values: np.ndarray) -> Tensor:
         """Brings numbers to the device, without waiting for it."""

@@ -65,6 +65,16 @@ def random_final_sinc(rng: np.random.Generator, *, probability: float, kernel_si
     return _padded(kernel, kernel_size[1])
 
 
+def spread(kernel: np.ndarray) -> float:
+    """How far a kernel reaches, in pixels: the root of its mean squared distance, per axis; 0 for the identity.
+
+    A Gaussian's is its sigma, as far as its window holds it.
+    """
+    x, y = _grid(len(kernel))
+    weights = np.abs(kernel) / np.abs(kernel).sum()
+    return float(np.sqrt((weights * (x**2 + y**2)).sum() / 2))
+
+
 def _random_bell(
     rng: np.random.Generator,
     size: int,

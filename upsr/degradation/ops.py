@@ -66,13 +66,15 @@ def random_factor(rng: np.random.Generator, *, up_down_keep: tuple[float, ...], 
     return rng.uniform(*bounds[rng.choice(3, p=np.divide(up_down_keep, sum(up_down_keep)))])
 
 
-def random_resize(x: Tensor, size: Sequence[int], rng: np.random.Generator) -> Tensor:
+def random_resize(x: Tensor, name: str, size: Sequence[int], draws: Draws) -> Tensor:
     """Resizes to (height, width) by area, bilinear or bicubic interpolation, which may leave [0, 1]."""
-    return F.interpolate(x, tuple(size), mode=MODES[rng.integers(len(MODES))])
+    draws.notes[f"{name}.mode"] = mode = MODES[draws.batch.integers(len(MODES))]
+    return F.interpolate(x, tuple(size), mode=mode)
 
 
 def random_noise(
     x: Tensor,
+    name: str,
     draws: Draws,
     *,
     gaussian: float,
@@ -81,10 +83,10 @@ def random_noise(
     gray: float,
 ) -> Tensor:
     """Adds noise as the keys of `config.Noise` say: one kind for the batch, strength and greyness per sample."""
-    is_gray = draws.chance(gray)
+    is_gray = draws.chance(f"{name}.gray", gray)
     if draws.batch.random() < gaussian:
-        return gaussian_noise(x, draws.uniform(sigma), is_gray, draws.fields)
-    return poisson_noise(x, draws.uniform(poisson_scale), is_gray, draws.fields)
+        return gaussian_noise(x, draws.uniform(f"{name}.sigma", sigma), is_gray, draws.fields)
+    return poisson_noise(x, draws.uniform(f"{name}.poisson_scale", poisson_scale), is_gray, draws.fields)
 
 
 def gaussian_noise(x: Tensor, sigma: Tensor, gray: Sequence[bool], fields: Sequence[torch.Generator]) -> Tensor:

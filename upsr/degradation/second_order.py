@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,37 +42,48 @@ class SecondOrder:
         Everything random is a function of `seed`, non-negative numbers such as (seed, step), and of a sample's number
         in the global batch, of which these are the samples from `first` on.
         """
+        return self.drawn(hr, seed, first)[0]
+
+    @torch.no_grad()
+    def drawn(self, hr: Tensor, seed: Sequence[int], first: int = 0) -> tuple[Tensor, list[dict[str, Any]]]:
+        """The same, with what was drawn for each sample, by the names of the keys."""
         draws = Draws(seed, first, len(hr), hr.device)
         size = (hr.shape[2] // self.scale, hr.shape[3] // self.scale)
-        x = _degrade(hr.float(), self.first, hr.shape[2:], draws)
-        x = _compress(x, self.first, draws)
-        x = _degrade(x, self.second, size, draws)
+        x = _degrade(hr.float(), "first", self.first, hr.shape[2:], draws)
+        x = _compress(x, "first", self.first, draws)
+        x = _degrade(x, "second", self.second, size, draws)
         # A picture on the web was resized and sharpened before it was last saved, or after.
-        if draws.batch.random() < 0.5:
-            x = _compress(self._finish(x, size, draws), self.second, draws)
+        draws.notes["jpeg_last"] = last = bool(draws.batch.random() < 0.5)
+        if last:
+            x = _compress(self._finish(x, size, draws), "second", self.second, draws)
         else:
-            x = self._finish(_compress(x, self.second, draws), size, draws)
-        return round8(x)
+            x = self._finish(_compress(x, "second", self.second, draws), size, draws)
+        return round8(x), [draws.of_sample(number) for number in range(len(hr))]
 
     def _finish(self, x: Tensor, size: Sequence[int], draws: Draws) -> Tensor:
         """Brings the picture to its last size and lets it ring."""
         bounds = self.second.blur.kernel_size
         make = partial(kernels.random_final_sinc, probability=self.final_sinc, kernel_size=bounds)
-        return ops.filter2d(ops.random_resize(x, size, draws.batch), _kernels(make, draws))
+        x = ops.random_resize(x, "final.resize", size, draws)
+        return ops.filter2d(x, _kernels("final.sinc", make, draws))
 
 
-def _degrade(x: Tensor, values: Round, base: Sequence[int], draws: Draws) -> Tensor:
+def _degrade(x: Tensor, name: str, values: Round, base: Sequence[int], draws: Draws) -> Tensor:
     """Blur, resize to a random multiple of `base`, noise."""
-    x = ops.filter2d(x, _kernels(partial(kernels.random_kernel, **dict(values.blur)), draws))
-    factor = ops.random_factor(draws.batch, **dict(values.resize))
-    x = ops.random_resize(x, [max(1, int(side * factor)) for side in base], draws.batch)
-    return ops.random_noise(x, draws, **dict(values.noise))
+    make = partial(kernels.random_kernel, **dict(values.blur))
+    x = ops.filter2d(x, _kernels(f"{name}.blur", make, draws))
+    draws.notes[f"{name}.resize.factor"] = factor = ops.random_factor(draws.batch, **dict(values.resize))
+    size = [max(1, int(side * factor)) for side in base]
+    x = ops.random_resize(x, f"{name}.resize", size, draws)
+    return ops.random_noise(x, f"{name}.noise", draws, **dict(values.noise))
 
 
-def _kernels(make: Callable[[np.random.Generator], np.ndarray], draws: Draws) -> Tensor:
-    """(B, k, k): each sample's own."""
-    return draws.send(np.stack([make(rng) for rng in draws.samples]).astype(np.float32))
+def _kernels(name: str, make: Callable[[np.random.Generator], np.ndarray], draws: Draws) -> Tensor:
+    """(B, k, k): each sample's own; of each the spread is noted."""
+    drawn = [make(rng) for rng in draws.samples]
+    draws.notes[f"{name}.spread"] = [kernels.spread(kernel) for kernel in drawn]
+    return draws.send(np.stack(drawn).astype(np.float32))
 
 
-def _compress(x: Tensor, values: Round, draws: Draws) -> Tensor:
-    return jpeg(x.clamp(0, 1), draws.uniform(values.jpeg))
+def _compress(x: Tensor, name: str, values: Round, draws: Draws) -> Tensor:
+    return jpeg(x.clamp(0, 1), draws.uniform(f"{name}.jpeg", values.jpeg))

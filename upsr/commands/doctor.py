@@ -1,0 +1,120 @@
+"""`upsr doctor`: what is there, what is missing, and where to put what must come by hand."""
+
+import argparse
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from upsr import images
+from upsr.commands import new
+
+if TYPE_CHECKING:
+    from upsr.commands import Commands
+    from upsr.config import Params
+    from upsr.data.benchmark_sources import BenchmarkSource
+
+DATA = Path("data")
+
+
+def add(commands: "Commands") -> None:
+    doc = new(commands, "doctor", run, "tell what is there, what is missing, and where to put it")
+    doc.add_argument("--verify", action="store_true", help="read the whole training store and check its digest")
+
+
+def run(options: argparse.Namespace) -> None:
+    """One line for each thing, `ok` or `--` before it."""
+    from upsr.config import load_params
+
+    params = load_params()
+    for title, lines in (
+        ("machine", _machine()),
+        (f"data (source: {params.data.source})", _data(params, options.verify)),
+        ("benchmarks, each in data/benchmarks/NAME with HR/ and LRx4/", _benchmarks(params)),
+    ):
+        print(title)
+        for good, text in lines:
+            print(f"  {'ok' if good else '--'}  {text}")
+
+
+def _machine() -> Iterator[tuple[bool, str]]:
+    import torch
+
+    free = shutil.disk_usage(".").free / 1e9
+    yield True, f"Python {platform.python_version()}, torch {torch.__version__}, {os.cpu_count()} CPU cores"
+    yield free > 1, f"{free:.0f} GB of disk free here"
+    gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    for gpu in gpus:
+        yield True, f"GPU: {gpu.name}, {gpu.total_memory / 2**30:.0f} GiB"
+    if not gpus:
+        yield False, "no GPU: training at the paper's scale is out of reach"
+
+
+def _data(params: "Params", verify: bool) -> Iterator[tuple[bool, str]]:
+    if params.data.source == "df2k":
+        yield from _archives(params)
+    for name, stage in (("hr", "download"), ("subimages", "crop")):
+        count = _count(DATA / name)
+        yield bool(count), f"data/{name}: " + (f"{count} pictures" if count else f"nothing: run `dvc repro {stage}`")
+    yield _store(verify)
+    weights = DATA / "metric_weights" / "manifest.json"
+    there = weights.is_file()
+    yield there, "data/metric_weights: " + ("there" if there else "nothing: run `dvc repro download`")
+
+
+def _archives(params: "Params") -> Iterator[tuple[bool, str]]:
+    """What `download` will fetch, or has fetched, and how well each is known."""
+    from upsr.data import archives, sources
+
+    for archive in archives.wanted(params.data.holdout):
+        remote, folder = archive.remote, sources.ARCHIVES / Path(archive.remote.name).stem
+        count, here = _count(folder), (sources.ARCHIVES / remote.name).is_file()
+        size = f"{remote.size / 1e9:.1f} GB" if remote.size else "some 20 GB"
+        known = "hash published" if remote.sha256 else f"hash held in {sources.LOCK} from the first download on"
+        state = f"{count} pictures" if count else "downloaded, not unpacked" if here else f"missing, {remote.urls[0]}"
+        yield count == archive.pictures, f"{remote.name} ({size}, {known}): {state}"
+
+
+def _store(verify: bool) -> tuple[bool, str]:
+    from upsr.data import DataError, lmdb_store
+
+    try:
+        count = lmdb_store.verify(DATA / "train.lmdb") if verify else len(lmdb_store.Reader(DATA / "train.lmdb"))
+    except DataError as error:
+        return False, str(error)
+    return True, f"data/train.lmdb: {count} pictures" + (", every byte as packed" if verify else "")
+
+
+def _benchmarks(params: "Params") -> Iterator[tuple[bool, str]]:
+    from upsr.data.benchmark_sources import BENCHMARK_SOURCES
+
+    for source in BENCHMARK_SOURCES:
+        yield _benchmark(source, params.scale)
+    known = {source.name for source in BENCHMARK_SOURCES} | {"holdout"}
+    for name in params.evaluate.benchmarks:
+        if Path(name).name not in known:
+            there = (DATA / "benchmarks" / name).is_dir() or Path(name).is_dir()
+            yield there, f"{name}: " + ("your own, there" if there else "asked for in evaluate.benchmarks, not there")
+
+
+def _benchmark(source: "BenchmarkSource", scale: int) -> tuple[bool, str]:
+    from upsr.data import DataError
+    from upsr.data.benchmarks import open_benchmark
+
+    folder = DATA / "benchmarks" / source.name
+    if not folder.is_dir():
+        kind = "pairs" if source.reference else "LR pictures"
+        return False, f"{source.name}: absent ({source.pictures} {kind}): get {source.address}, {source.steps}"
+    try:
+        pairs = open_benchmark(folder, scale).pairs
+    except (DataError, images.ImageError) as error:
+        return False, f"{source.name}: {error}"
+    if len(pairs) != source.pictures:
+        return False, f"{source.name}: {len(pairs)} pictures, not {source.pictures}: {source.steps}"
+    return True, f"{source.name}: {len(pairs)} pictures"
+
+
+def _count(folder: Path) -> int:
+    return len(images.find(folder)) if folder.is_dir() else 0

@@ -342,6 +342,12 @@ def test_df2k_comes_as_training_pictures_and_validation_only_where_held_out(df2k
     assert not server.asked
 
 
+def test_a_name_that_df2k_has_not_is_refused_before_any_download(df2k: Path, server: Server):
+    with pytest.raises(DataError, match=r"data\.holdout: DF2K has no astronaut"):
+        take(df2k, "astronaut", "0801")
+    assert not server.asked
+
+
 def test_a_hash_that_nobody_publishes_is_held_from_its_first_use_on(df2k: Path, server: Server, capsys):
     take(df2k, "0001")
     data = server.files["/Flickr2K.tar"]

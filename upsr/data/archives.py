@@ -70,10 +70,19 @@ FLICKR2K = Archive(
 DF2K = (DIV2K_TRAIN, FLICKR2K)
 VALIDATION = frozenset(f"{number:04d}" for number in range(801, 901))
 """The names of DIV2K's validation pictures, which are never trained on."""
+NAMES = frozenset(f"{n:04d}" for n in range(1, 901)) | frozenset(f"{n:06d}" for n in range(1, 2651))
+"""Of all pictures of the three archives."""
 
 
 def wanted(holdout: Collection[str]) -> list[Archive]:
-    """The archives of DF2K, and DIV2K's validation pictures where some of them are held out."""
+    """The archives of DF2K, and DIV2K's validation pictures where some of them are held out.
+
+    Raises `DataError` for a name that none of them holds: hours of download later it would be the same.
+    """
+    if unknown := sorted(set(holdout) - NAMES):
+        raise DataError(
+            f"data.holdout: DF2K has no {', '.join(unknown)}: name pictures of DIV2K's validation, '0801' to '0900'"
+        )
     return [*DF2K, *([DIV2K_VALID] if VALIDATION & set(holdout) else [])]
 
 

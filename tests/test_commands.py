@@ -1,0 +1,116 @@
+"""`upsr degrade`, `doctor` and `bench`, as a user runs them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, settings
+
+from upsr import images
+from upsr.__main__ import main
+from upsr.data.lmdb_store import pack
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the settings and three pictures in `hr`."""
+    (tmp_path / "params.yaml").write_text(json.dumps(settings()))
+    for i, name in enumerate(("a", "b", "c")):
+        picture = np.random.default_rng(i).integers(0, 255, (40 + 8 * i, 64, 3), np.uint8)
+        images.write(tmp_path / f"hr/{name}.png", picture)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def degraded(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_degrade_makes_a_fixed_benchmark(project: Path):
+    main(["degrade", "hr", "-o", "one"])
+    main(["degrade", "hr/b.png", "-o", "two"])
+    main(["degrade", "hr", "-o", "three", "--seed", "1"])
+    one, two, three = (degraded(project / name) for name in ("one", "two", "three"))
+    assert list(one) == ["a.json", "a.png", "b.json", "b.png", "c.json", "c.png"]
+    assert two == {name: one[name] for name in ("b.json", "b.png")}  # whoever was degraded beside it
+    assert not {one[f"{n}.png"] for n in "abc"} & {three[f"{n}.png"] for n in "abc"}
+    assert images.read(project / "one/c.png").shape == (14, 16, 3)
+
+
+def test_the_numbers_beside_a_picture_are_those_that_were_drawn(project: Path):
+    """At a JPEG quality, a factor and a noise that leave one choice, that is what is told."""
+    values = settings()
+    first = values["degradation"]["first"]
+    first["jpeg"] = [50, 50]
+    first["resize"] = {"up_down_keep": [0, 0, 1], "range": [0.5, 1.5]}
+    first["noise"] |= {"gaussian": 1, "sigma": [7, 7], "gray": 1}
+    first["blur"] |= {"probability": 0}
+    Path("params.yaml").write_text(json.dumps(values))
+    main(["degrade", "hr", "-o", "lr"])
+    told = json.loads(Path("lr/a.json").read_text())
+    assert told["first.jpeg"] == 50 and told["first.resize.factor"] == 1 and told["first.blur.spread"] == 0
+    assert told["first.noise.sigma"] == 7 and told["first.noise.gray"] is True
+    assert 30 <= told["second.jpeg"] <= 95 and told["source"] == "a.png"
+
+
+def test_the_sheet_shows_every_picture_and_its_degradations(project: Path):
+    main(["degrade", "hr", "-o", "sheet.png", "--preview", "--columns", "2"])
+    sheet = images.read(project / "sheet.png")
+    assert sheet.shape == (3 * (256 + 34), 3 * (256 + 8), 3)
+    tiles = sheet[:256, :256], sheet[:256, 264:520], sheet[:256, 528:784]
+    assert len({tile.tobytes() for tile in tiles}) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["hr", "-o", "hr"], "a.png: the result would replace the picture"),
+        (["nowhere.png", "-o", "x"], "nowhere.png: cannot be read"),
+    ],
+)
+def test_a_mistake_of_degrade_is_one_line(project: Path, capsys, arguments: list[str], message: str):
+    with pytest.raises(SystemExit, match="2"):
+        main(["degrade", *arguments])
+    assert message in capsys.readouterr().err
+
+
+def test_doctor_tells_what_is_there_and_what_to_do(project: Path, capsys):
+    for i in range(5):
+        images.write(project / f"data/benchmarks/Set5/HR/{i}.png", np.zeros((8, 8, 3), np.uint8))
+        images.write(project / f"data/benchmarks/Set5/LRx4/{i}.png", np.zeros((2, 2, 3), np.uint8))
+    shutil.copytree(project / "hr", project / "data/subimages")
+    pack(project / "hr", project / "data/train.lmdb", "png")
+    main(["doctor", "--verify"])
+    lines = capsys.readouterr().out.splitlines()
+    for start in (
+        "  ok  data/train.lmdb: 3 pictures, every byte as packed",
+        "  ok  data/subimages: 3 pictures",
+        "  --  data/hr: nothing: run `dvc repro download`",
+        "  ok  Set5: 5 pictures",
+        "  --  Urban100: absent (100 pairs): get https://",
+    ):
+        assert any(line.startswith(start) for line in lines), start
+    (project / "data/benchmarks/Set5/LRx4/0.png").unlink()
+    main(["doctor"])
+    assert "no LR picture of 0" in capsys.readouterr().out
+
+
+def test_doctor_tells_what_df2k_needs(project: Path, capsys):
+    Path("params.yaml").write_text(json.dumps(settings(data={"source": "df2k", "holdout": ["0801"]})))
+    main(["doctor"])
+    out = capsys.readouterr().out
+    assert "DIV2K_train_HR.zip (3.5 GB, hash published): missing, https://" in out
+    assert "Flickr2K.tar (some 20 GB, hash held in sources.lock from the first download on): missing" in out
+    assert "DIV2K_valid_HR.zip" in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", [["data", "--pictures", "2"], ["degrade", "--batch", "2", "--steps", "2"]])
+def test_bench_prints_figures_and_keeps_nothing(what: list[str], tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    main(["bench", *what])
+    assert "pictures/s" in capsys.readouterr().out
+    assert [p.name for p in tmp_path.iterdir()] == ["params.yaml"]

@@ -81,7 +81,9 @@ class Crop(Section):
 
 class Pack(Section):
     encoding: Literal["png", "webp", "raw"]
-    """How a picture is stored in the LMDB: fast PNG, lossless WebP, or bare bytes."""
+    """How a picture is stored in the LMDB. `png`: `crop`'s own files, packed as they are, which BasicSR reads too;
+    `webp` (lossless): an eighth smaller, and 80 times as long to pack; `raw`: 1.7 times as large, and ten times the
+    training crops per second and core, since only the crop is read: for a GPU that waits for its loader."""
 
 
 class Blur(Section):

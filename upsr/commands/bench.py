@@ -88,7 +88,7 @@ def _read(folder: Path) -> None:
     from upsr.data.lmdb_store import pack
 
     cv2.setNumThreads(1)
-    files, rng = images.find(folder / "sub")[:200], np.random.default_rng(0)
+    files, rng = images.find(folder / "sub")[:60], np.random.default_rng(0)
     few = folder / "few"
     few.mkdir()
     for path in files:

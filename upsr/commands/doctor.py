@@ -22,13 +22,19 @@ DATA = Path("data")
 def add(commands: "Commands") -> None:
     doc = new(commands, "doctor", run, "tell what is there, what is missing, and where to put it")
     doc.add_argument("--verify", action="store_true", help="read the whole training store and check its digest")
+    doc.add_argument("--plan", action="store_true", help="say instead what the run will take: sizes, memory, time")
 
 
 def run(options: argparse.Namespace) -> None:
-    """One line for each thing, `ok` or `--` before it."""
+    """One line for each thing, `ok` or `--` before it; or the plan of a run."""
     from upsr.config import load_params
 
     params = load_params()
+    if options.plan:
+        from upsr.commands.plan import plan
+
+        print(plan(params))
+        return
     for title, lines in (
         ("machine", _machine()),
         (f"data (source: {params.data.source})", _data(params, options.verify)),

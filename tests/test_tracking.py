@@ -92,20 +92,6 @@ def test_everything_arrives(store: Path, tmp_path: Path) -> None:
     assert json.loads((kept / "images.json").read_text()) == table
 
 
-def test_weights_come_back_by_their_address(store: Path, tmp_path: Path) -> None:
-    (tmp_path / "weights.safetensors").write_bytes(b"weights")
-    with tracking.start("evaluate", "model", {}, {}) as tracker:
-        tracker.artifact(tmp_path / "weights.safetensors", "model/artifacts")
-    run = f"runs:/{tracker.run_id}"
-    client().create_registered_model("upsr")
-    client().create_model_version("upsr", client().get_run(tracker.run_id or "").info.artifact_uri or "")
-    client().set_registered_model_alias("upsr", "champion", "1")
-    for address in (f"{run}/model", f"{run}/model/artifacts/weights.safetensors", "models:/upsr@champion"):
-        assert tracking.fetch_weights(address).read_bytes() == b"weights"
-    with pytest.raises(OSError, match="runs:/0/model: cannot be had from MLflow"):
-        tracking.fetch_weights("runs:/0/model")
-
-
 @pytest.mark.parametrize(
     "error, status",
     [

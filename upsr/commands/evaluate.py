@@ -21,7 +21,7 @@ def add(commands: "Commands") -> None:
     ev.add_argument(
         "--model",
         default=MODEL,
-        help="`bicubic`, a weights file, the folder that holds it, or MLflow's models:/NAME@ALIAS or runs:/ID/PATH",
+        help="`bicubic`, a weights file, the folder that holds it, or MLflow's models:/NAME@ALIAS",
     )
     ev.add_argument("--benchmark", required=True, help="the folder")
     ev.add_argument("--protocol", choices=["basicsr", "upsr"], default="basicsr", help="what PSNR and SSIM see")

@@ -5,13 +5,13 @@ the width and the seed gets a column of its own, so that nothing is compared tha
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from pipelines import tracking
-from pipelines.tracking import Run
 from upsr.evaluation.metrics import higher_is_better
 from upsr.images import atomic
 
@@ -25,12 +25,21 @@ class CompareError(ValueError):
     """Runs that cannot be compared, in one line."""
 
 
+@dataclass(frozen=True)
+class Run:
+    """A finished run, as it was recorded; the newest value of each figure."""
+
+    params: dict[str, str]
+    tags: dict[str, str]
+    figures: dict[str, float]
+
+
 def compare(benchmark: str, folder: Path, experiment: str = "evaluate") -> Path:
     """Writes `variants.md` and `variants.png` below `folder`, and returns the former.
 
     Raises `CompareError` where no run measured the benchmark.
     """
-    runs, left_out = comparable(tracking.finished_runs(experiment), benchmark)
+    runs, left_out = comparable(finished_runs(experiment), benchmark)
     if not runs:
         raise CompareError(f"{experiment}: no run in MLflow has figures of `{benchmark}`: run `dvc exp run` first")
     columns, table = over_seeds(runs, benchmark)
@@ -39,6 +48,30 @@ def compare(benchmark: str, folder: Path, experiment: str = "evaluate") -> Path:
     with atomic(page) as temporary:
         temporary.write_text(markdown(table, columns, benchmark, len(runs), left_out), encoding="utf-8")
     return page
+
+
+def finished_runs(experiment: str) -> list[Run]:
+    """The finished runs of an experiment, newest first; none where there is no such experiment."""
+    try:
+        return [Run(dict(r.data.params), dict(r.data.tags), dict(r.data.metrics)) for r in _search(experiment)]
+    except Exception as error:
+        if tracking.may_pass(error):
+            raise CompareError(f"MLflow cannot be reached: {' '.join(str(error).split())[:200]}") from None
+        raise
+
+
+def _search(experiment: str) -> list[Any]:
+    """MLflow's own records, page by page."""
+    store = tracking.client()
+    found = store.get_experiment_by_name(experiment)
+    runs: list[Any] = []
+    token: str | None = ""
+    while found and token is not None:
+        finished, newest_first = "attributes.status = 'FINISHED'", ["attributes.start_time DESC"]
+        page = store.search_runs([found.experiment_id], finished, order_by=newest_first, page_token=token or None)
+        runs += page
+        token = page.token or None
+    return runs
 
 
 def comparable(runs: Sequence[Run], benchmark: str) -> tuple[list[Run], list[str]]:

@@ -12,7 +12,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,7 +24,6 @@ import yaml
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run as MlflowRun
 
 FLUSH_SECONDS = 5.0
 LONGEST_PAUSE = 600.0
@@ -372,38 +370,3 @@ def _git(*arguments: str, folder: Path | None = None) -> str:
         return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run, as it was recorded; the newest value of each figure."""
-
-    name: str
-    params: dict[str, str]
-    tags: dict[str, str]
-    figures: dict[str, float]
-
-
-def finished_runs(experiment: str) -> list[Run]:
-    """The finished runs of an experiment, newest first; none where there is no such experiment."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        store = client()
-        found = store.get_experiment_by_name(experiment)
-        runs = _search(store, found.experiment_id) if found else []
-    except MlflowException as error:
-        raise OSError(f"MLflow at {_store()[0]}: {_one_line(error)}") from None
-    return [Run(r.info.run_name, dict(r.data.params), dict(r.data.tags), dict(r.data.metrics)) for r in runs]
-
-
-def _search(store: "MlflowClient", experiment_id: str) -> "list[MlflowRun]":
-    """All finished runs, newest first, page by page."""
-    runs: list[MlflowRun] = []
-    token: str | None = ""
-    while token is not None:
-        finished, newest_first = "attributes.status = 'FINISHED'", ["attributes.start_time DESC"]
-        page = store.search_runs([experiment_id], finished, order_by=newest_first, page_token=token or None)
-        runs += page
-        token = page.token or None
-    return runs

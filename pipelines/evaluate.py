@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from pipelines import registry, tracking
 from pipelines.contest import Contest, Outcome, hold
+from pipelines.layers import MAPS
 from pipelines.stage import run
 from upsr.checkpoint import load_weights
 from upsr.config import Params, load_params
@@ -116,8 +117,8 @@ def sheet(folder: Path) -> np.ndarray:
 
 
 def _record(experiment: str, params: Params, facts: dict[str, Any], outcome: Outcome, out: Path, example: Path) -> None:
-    """One MLflow run: figures, tables, the pictures with the greatest and the least gain; and the model, registered
-    with a picture to try it with."""
+    """One MLflow run: figures, tables, the pictures with the greatest and the least gain and their maps; and the
+    model, registered with a picture to try it with."""
     tags = {"uncertainty.variant": params.uncertainty.variant} | {f"data.{n}": d for n, d in facts["digests"].items()}
     name = f"{params.uncertainty.variant}-{facts['models']['unet']['dim']}"
     statistics = table(outcome.rows)
@@ -133,6 +134,8 @@ def _record(experiment: str, params: Params, facts: dict[str, Any], outcome: Out
                 folder = out / "pictures" / benchmark / picture
                 tracker.picture(f"sheets/{benchmark}/{picture}.png", sheet(folder))
                 tracker.grid(f"{benchmark}/{picture}", read_rgb(folder / "upsr.png"))
+                for path in (p for name in MAPS if (p := folder / f"{name}.png").is_file()):
+                    tracker.picture(f"maps/{benchmark}/{picture}/{path.name}", read_rgb(path))
         registry.register(tracker, Path("models/unet/weights.safetensors"), example)
 
 

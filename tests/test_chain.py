@@ -89,6 +89,7 @@ def test_mlflow_agrees_with_the_metrics_and_knows_where_they_came_from(project: 
     means = project.json("reports/evaluate/metrics.json")["holdout"]
     for model, name in (("upsr", "holdout/psnr"), ("bicubic", "holdout/psnr_bicubic")):
         assert project.mlflow(f"select value from latest_metrics where key = '{name}'")[0][0] == means[model]["psnr"]
+    assert list((project.root / "mlartifacts").rglob("maps/holdout/*/weight.png")), "no maps beside the figures"
     experiments = {name for (name,) in project.mlflow("select name from experiments")}
     assert {"train-atd", "train-unet", "evaluate"} <= experiments
     commit = project("git", "rev-parse", "HEAD~1").strip()

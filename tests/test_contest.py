@@ -79,7 +79,7 @@ def test_any_number_of_processes_gives_the_same_figures(
     assert [(row["model"], row["picture"]) for row in one.rows] == [(m, p) for m in ("bicubic", "upsr") for p in "abc"]
     pictures = {path.relative_to(tmp_path / "1") for path in (tmp_path / "1").rglob("*.png")}
     assert {path.name for path in pictures} == {
-        f"{n}.png" for n in ("lr", "bicubic", "upsr", "hr", "residual", "weight")
+        f"{n}.png" for n in ("lr", "bicubic", "upsr", "hr", "residual", "mix", "weight")
     }
     assert all((tmp_path / "1" / p).read_bytes() == (tmp_path / "2" / p).read_bytes() for p in pictures)
 

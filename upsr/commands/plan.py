@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from upsr.training.objectives import AtdObjective, UnetObjective
 
 GB = 2**30
-# Of what a large matrix product reaches, a training step of these networks gets about this much (measured at the
-# sample scale on a CPU); and half of what it keeps is of half size under mixed precision.
+# Assumptions: of what a large matrix product reaches, a training step of these networks gets about this much; and
+# half of what it keeps is of half size under mixed precision.
 EFFICIENCY, HALF = 0.5, 0.6
 STATE = 5 * 4  # bytes a parameter: itself, gradient, AdamW's two moments, moving average
 

@@ -114,10 +114,16 @@ def test_the_trained_weights_upscale_a_picture_of_any_size(project: Project):
     (project.root / "odd.png").unlink()
 
 
-@pytest.mark.parametrize("place", [[], ["--temp"]])
-def test_an_experiment_trains_the_unet_alone_and_stands_beside_the_first(project: Project, place: list[str]):
+@pytest.mark.parametrize(
+    ("place", "changes"),
+    [([], ["unet.dim=32"]), (["--temp"], ["unet.dim=32", "uncertainty.variant=dynamic", "unet.branches=2"])],
+)
+def test_an_experiment_trains_the_unet_alone_and_stands_beside_the_first(
+    project: Project, place: list[str], changes: list[str]
+):
     name = f"wide{len(place)}"
-    output = project("dvc", "exp", "run", *place, "-n", name, "-S", "unet.dim=32", "-S", f"seed={len(place)}")
+    values = [argument for change in (*changes, f"seed={len(place)}") for argument in ("-S", change)]
+    output = project("dvc", "exp", "run", *place, "-n", name, *values)
     if not place:
         assert "Stage 'train_atd' didn't change, skipping" in output
     shown = project("dvc", "exp", "show", "--csv", "--only-changed")

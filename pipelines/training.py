@@ -15,11 +15,10 @@ from torch import Tensor
 from pipelines import tracking
 from upsr.checkpoint import CheckpointError, load_weights
 from upsr.config import Degradation, Recipe, Section, Train
-from upsr.data.benchmarks import open_benchmark
 from upsr.data.datasets import PatchDataset
 from upsr.degradation.pair_pool import PairPool
 from upsr.degradation.second_order import SecondOrder, build_degradation
-from upsr.images import resize, to_image, write
+from upsr.images import find, resize, to_image, write
 from upsr.training.loop import fit
 from upsr.training.memory import memory_errors_in_one_line
 from upsr.training.objectives import AtdObjective, Pairs, UnetObjective
@@ -29,7 +28,7 @@ from upsr.training.validation import Validation, held_out
 
 WEIGHTS = Path("data/metric_weights")
 LMDB = Path("data/train.lmdb")
-HELD_OUT = Path("data/benchmarks/holdout")
+HELD_OUT = Path("data/benchmarks/holdout/HR")
 PREVIEWS = 3  # pictures on a preview sheet
 # What changes neither the weights nor which are chosen: a state goes on under other values of these.
 HOW_NOT_WHAT = {"init", "workers", "checkpointing", "preview_every", "save_every", "keep", "max_bad_steps"}
@@ -63,7 +62,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     dataset = PatchDataset(LMDB, recipe.patch, seed)
-    validate, digest = validation(objective.pairs.degrade.scale, shared, recipe, upscale)
+    validate, digest = validation(objective.pairs.degrade, shared, recipe, upscale)
     inputs = inputs | {"data": _data_digest(), "held_out": digest}
     inputs |= {"init": file_digest(weights_file(shared.init))} if shared.init else {}
     plain = {name: s.model_dump(mode="json") if isinstance(s, Section) else s for name, s in settings.items()}
@@ -101,12 +100,13 @@ def train(
 
 
 def validation(
-    scale: int, shared: Train, recipe: Recipe, upscale: Callable[[nn.Module, Tensor], Tensor]
+    degrade: SecondOrder, shared: Train, recipe: Recipe, upscale: Callable[[nn.Module, Tensor], Tensor]
 ) -> tuple[Validation, str]:
     """What checkpoints are chosen by, and the digest of its pictures."""
-    benchmark = open_benchmark(HELD_OUT, scale)
-    pairs = held_out(benchmark, shared.validate_pictures, recipe.patch)
-    return Validation(pairs, upscale, Lpips(WEIGHTS) if shared.select.lpips else None), benchmark.digest[:16]
+    pictures = find(HELD_OUT)[: shared.validate_pictures]
+    digest = hashlib.sha256("".join(file_digest(path) for path in pictures).encode()).hexdigest()[:16]
+    pairs = held_out(pictures, degrade, recipe.patch)
+    return Validation(pairs, upscale, Lpips(WEIGHTS) if shared.select.lpips else None), digest
 
 
 def initialise(network: nn.Module, name: str, cfg: Section, scale: int, init: str | None) -> None:

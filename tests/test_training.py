@@ -21,7 +21,6 @@ from pipelines.training import initialise
 from upsr import images
 from upsr.checkpoint import CheckpointError, load_weights, save_weights
 from upsr.config import Params, Select
-from upsr.data.benchmarks import open_benchmark
 from upsr.data.datasets import PatchDataset
 from upsr.data.lmdb_store import pack
 from upsr.degradation.pair_pool import PairPool
@@ -305,15 +304,19 @@ def test_a_checkpoint_whose_figures_are_no_numbers_loses():
     assert checkpoints.best([row | {"score": checkpoints.score(row, select)} for row in rows], 2) == [1, 2]
 
 
-def test_validation_measures_held_out_pictures(tmp_path: Path):
-    hr, lr = torch.rand(40, 48, 3), torch.rand(10, 12, 3)
-    for folder, picture in (("HR", hr), ("LRx4", lr)):
-        for name in "ab":
-            images.write(tmp_path / folder / f"{name}.png", (picture * 255).byte().numpy())
-    pairs = held_out(open_benchmark(tmp_path, 4), 1, 32)
-    assert [tuple(x.shape) for pair in pairs for x in pair] == [(1, 3, 8, 8), (1, 3, 32, 32)]
+@pytest.mark.parametrize("scale", [2, 4])
+def test_validation_measures_held_out_pictures(tmp_path: Path, scale: int):
+    hr = torch.rand(40, 48, 3)
+    for name in "ab":
+        images.write(tmp_path / f"{name}.png", (hr * 255).byte().numpy())
+    degrade = build_degradation(params().degradation, scale)
+    pairs = held_out([tmp_path / "a.png"], degrade, 32)
+    assert [tuple(x.shape) for pair in pairs for x in pair] == [(1, 3, 32 // scale, 32 // scale), (1, 3, 32, 32)]
     right = pairs[0][1]
     assert torch.equal(right[0, :, 0, 0], (hr[4, 8] * 255).byte() / 255)
+    again = held_out([tmp_path / "b.png", tmp_path / "a.png"], degrade, 32)
+    assert torch.equal(again[1][0], pairs[0][0])
+    assert not torch.equal(again[0][0], pairs[0][0])
     figures = Validation(pairs, lambda network, _: (right + 1 / 255).clamp(0, 1), None)(nn.Identity(), Accelerator())
     assert figures["psnr"] == pytest.approx(48.13, abs=0.2)
 

@@ -145,7 +145,7 @@ def markdown(table: pd.DataFrame, columns: list[str], benchmark: str, runs: int,
 
 
 def plot(table: pd.DataFrame, columns: list[str], bicubic: tuple[float, float], benchmark: str, path: Path) -> None:
-    """PSNR against LPIPS, with bars of one standard deviation; down and to the right is better."""
+    """PSNR against LPIPS, with bars of one standard deviation; up and to the right is better."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -158,7 +158,7 @@ def plot(table: pd.DataFrame, columns: list[str], bicubic: tuple[float, float], 
         known = {k: v for k, v in spread.items() if not pd.isna(v)}
         axes.errorbar(row["psnr"], row["lpips"], **known, fmt="o", capsize=3, label=label)
     axes.plot(*bicubic, "kx", label="bicubic")
-    axes.set(xlabel="PSNR (dB) → better", ylabel="LPIPS ← better below", title=f"{benchmark}: variant, width, ...")
+    axes.set(xlabel="PSNR (dB) → better", ylabel="LPIPS → better (less is above)", title=f"Variants on {benchmark}")
     axes.invert_yaxis()
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")

@@ -78,7 +78,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The metrics' weights: those of the stage `download`; where it has not run, the same again."""
     folder = ROOT / "data" / "metric_weights"
     if not (folder / "manifest.json").is_file():
-        folder = tmp_path_factory.mktemp("metric_weights")
+        folder = tmp_path_factory.mktemp("weights") / "data" / "metric_weights"
     if reason := prepare(folder)["lpips-vgg"]:
         pytest.skip(f"the weights of LPIPS cannot be had here: {reason}")
     return folder

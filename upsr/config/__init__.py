@@ -1,0 +1,46 @@
+"""Every value of the project as frozen records, one per section of params.yaml.
+
+Reading is strict: an unknown key, a missing key or a bad value ends in a `ConfigError` that names its path.
+"""
+
+from upsr.config.data import Crop, Data, Pack
+from upsr.config.degradation import Blur, Degradation, Noise, Resize, Round
+from upsr.config.diffusion import Diffusion, Dynamic, Uncertainty
+from upsr.config.evaluation import Evaluate, Judged, Nightly
+from upsr.config.flows import Jobs, Sweep
+from upsr.config.networks import Atd, Unet
+from upsr.config.params import Params, load_params
+from upsr.config.section import ConfigError, Section, parse
+from upsr.config.training import AtdRecipe, Rate, Recipe, Select, Train, UnetRecipe
+
+__all__ = [
+    "Atd",
+    "AtdRecipe",
+    "Blur",
+    "ConfigError",
+    "Crop",
+    "Data",
+    "Degradation",
+    "Diffusion",
+    "Dynamic",
+    "Evaluate",
+    "Jobs",
+    "Judged",
+    "Nightly",
+    "Noise",
+    "Pack",
+    "Params",
+    "Rate",
+    "Recipe",
+    "Resize",
+    "Round",
+    "Section",
+    "Select",
+    "Sweep",
+    "Train",
+    "Uncertainty",
+    "Unet",
+    "UnetRecipe",
+    "load_params",
+    "parse",
+]

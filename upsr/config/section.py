@@ -1,0 +1,48 @@
+"""What all records are made of: frozen, strict, and clear about a mistake."""
+
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+
+class ConfigError(ValueError):
+    """A mistake in a settings file, in one line that names the file and the key."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+def ascending(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise ValueError(f"{list(pair)} does not ascend: write the smaller value first")
+    return pair
+
+
+Positive = Annotated[int, Field(gt=0)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Pair = Annotated[tuple[float, float], AfterValidator(ascending)]
+
+S = TypeVar("S", bound=Section)
+
+
+def parse(record: type[S], values: Any, where: str) -> S:
+    """Builds a record from plain values; a `ConfigError` names `where`, the path of each wrong key and the remedy."""
+    try:
+        return record.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_describe(where, e) for e in error.errors())) from None
+
+
+def _describe(where: str, error: Any) -> str:
+    path = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"{where}: unknown key `{path}`: correct its spelling or remove it"
+    if error["type"] == "missing":
+        return f"{where}: key `{path}` is missing: add it"
+    message = error["msg"].removeprefix("Value error, ")
+    return (
+        f"{where}: `{path}` = {error['input']!r}: {message}"
+        if path and not isinstance(error["input"], dict)
+        else f"{where}: {message}"
+    )

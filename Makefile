@@ -56,4 +56,4 @@ lock: .venv/ready ## pins the newest versions that fit pyproject.toml
 		--no-emit-index-url --no-emit-find-links --no-header --no-annotate pyproject.toml -o requirements.lock
 
 clean: ## removes the environment and everything the stages wrote
-	rm -rf .venv data models reports mlflow.db mlartifacts .dvc/cache .dvc/tmp
+	rm -rf .venv data models/atd models/unet reports mlflow.db mlartifacts .dvc/cache .dvc/tmp

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipelines import tracking
-from upsr.checkpoint import CheckpointError, load_weights
+from upsr.checkpoint import CheckpointError, load_weights, weights_file
 from upsr.config import Degradation, Recipe, Section, Train
 from upsr.data.datasets import PatchDataset
 from upsr.degradation.pair_pool import PairPool
@@ -64,7 +64,7 @@ def train(
     dataset = PatchDataset(LMDB, recipe.patch, seed)
     validate, digest = validation(objective.pairs.degrade, shared, recipe, upscale)
     inputs = inputs | {"data": _data_digest(), "held_out": digest}
-    inputs |= {"init": file_digest(weights_file(shared.init))} if shared.init else {}
+    inputs |= {"init": file_digest(weights_file(shared.init))} if shared.init != "none" else {}
     plain = {name: s.model_dump(mode="json") if isinstance(s, Section) else s for name, s in settings.items()}
     plain |= {"recipe": recipe.model_dump(mode="json"), "seed": seed}
     plain |= {"train": shared.model_dump(exclude=HOW_NOT_WHAT)}
@@ -109,9 +109,12 @@ def validation(
     return Validation(pairs, upscale, Lpips(WEIGHTS) if shared.select.lpips else None), digest
 
 
-def initialise(network: nn.Module, name: str, cfg: Section, scale: int, init: str | None) -> None:
-    """Gives a network the weights of that `name` in train.init, where there is one. Raises `CheckpointError`."""
-    if init is None:
+def initialise(network: nn.Module, name: str, cfg: Section, scale: int, init: str) -> None:
+    """Gives a network the weights of that `name` in train.init, where there is one. Raises `CheckpointError`.
+
+    The starter weights are for the networks they fit; any other starts from nothing.
+    """
+    if init == "none":
         return
     path = weights_file(init)
     weights, theirs = load_weights(path)
@@ -121,15 +124,14 @@ def initialise(network: nn.Module, name: str, cfg: Section, scale: int, init: st
     ignored = {"lpips_weight", "schedule"}  # how ATD is trained, not what it is
     theirs = {"scale": theirs["scale"], name: {k: v for k, v in theirs[name].items() if k not in ignored}}
     ours = {"scale": scale, name: cfg.model_dump(mode="json", exclude=ignored)}
-    if wrong := differences(theirs, ours):
+    wrong = differences(theirs, ours)
+    if wrong and init == "starter":
+        print(f"{name}: starts from nothing; the starter weights are another network ({'; '.join(wrong)})", flush=True)
+        return
+    if wrong:
         raise CheckpointError(f"train.init: {path} is another network ({'; '.join(wrong)}): set the values of the file")
     network.load_state_dict({k.removeprefix(f"{name}."): v for k, v in weights.items() if k.startswith(f"{name}.")})
     print(f"{name}: starts from {path}", flush=True)
-
-
-def weights_file(place: str) -> Path:
-    """A weights file, or the one in a model's folder."""
-    return Path(place) / "weights.safetensors" if Path(place).is_dir() else Path(place)
 
 
 def begin(*folders: Path) -> None:

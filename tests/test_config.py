@@ -32,7 +32,7 @@ def test_the_shipped_settings_are_valid():
         ({"data": {"holdout": []}}, "`data.holdout`"),
         ({"seed": -1}, "`seed` = -1"),
         ({"train": {"select": {"psnr": 0, "lpips": 0}}}, "train.select counts nothing"),
-        ({"train": {"init": "a"}, "atd": {"schedule": "x2_then_x4"}}, "both say what ×4 starts from"),
+        ({"train": {"init": "a"}, "atd": {"schedule": "x2_then_x4"}}, "both tell where ×4 starts"),
     ],
 )
 def test_a_mistake_names_its_path(changes: dict[str, Any], message: str):
@@ -61,10 +61,10 @@ def test_a_missing_key_is_named():
 
 
 def test_a_number_that_yaml_takes_for_text_is_a_number(tmp_path: Path):
-    text = (ROOT / "params.yaml").read_text().replace("lr: 1.0e-3", "lr: 1e-3")
-    assert "lr: 1e-3" in text
+    text = (ROOT / "params.yaml").read_text().replace("lr: 2.0e-4", "lr: 2e-4")
+    assert "lr: 2e-4" in text
     (tmp_path / "params.yaml").write_text(text)
-    assert load_params(tmp_path / "params.yaml").train_atd.lr == 0.001
+    assert load_params(tmp_path / "params.yaml").train_atd.lr == 0.0002
 
 
 def test_a_missing_or_broken_file_is_one_line(tmp_path: Path):

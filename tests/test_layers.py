@@ -7,7 +7,7 @@ from pathlib import Path
 from conftest import ROOT, imports
 
 LAYERS = [
-    {"config", "images", "checkpoint"},
+    {"config", "images", "allocator", "checkpoint"},
     {"data", "degradation", "models", "diffusion"},
     {"training", "evaluation", "inference"},
     {"commands"},

@@ -16,6 +16,7 @@ from upsr.config import ConfigError, Section
 from upsr.images import atomic
 
 S = TypeVar("S", bound=Section)
+STARTER = Path(__file__).parents[1] / "models" / "starter" / "atd-48"
 
 
 class CheckpointError(ValueError):
@@ -35,6 +36,12 @@ def flush(path: Path) -> None:
     """Waits until a file is on the disk: one that is renamed before may be empty after a power cut."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def weights_file(place: str | Path) -> Path:
+    """A weights file, the one in a model's folder, or for `starter` the one that comes with the project."""
+    path = STARTER if place == "starter" else Path(place)
+    return path / "weights.safetensors" if path.is_dir() or not path.suffix else path
 
 
 def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

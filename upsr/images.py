@@ -154,14 +154,14 @@ def pad_to(x: Tensor, height: int, width: int) -> Tensor:
 
     Where the missing part is larger than the picture, the reflection is reflected again.
     """
-    return x[:, :, _mirror(x.shape[2], height, x.device)][:, :, :, _mirror(x.shape[3], width, x.device)]
+    return x[:, :, mirrored(x.shape[2], 0, height, x.device)][:, :, :, mirrored(x.shape[3], 0, width, x.device)]
 
 
-def _mirror(size: int, length: int, device: torch.device) -> Tensor:
-    """Indices 0..length-1 folded into 0..size-1: 0 1 2 1 0 1 ..."""
+def mirrored(size: int, start: int, stop: int, device: torch.device) -> Tensor:
+    """Indices start..stop-1 folded into 0..size-1, over and over: ... 2 1 0 1 2 1 0 1 ..."""
     period = max(2 * (size - 1), 1)
-    i = torch.arange(length, device=device) % period
-    return torch.minimum(i, (period - i).clamp(min=0)) if size > 1 else torch.zeros_like(i)
+    i = torch.arange(start, stop, device=device) % period
+    return torch.minimum(i, period - i)
 
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:

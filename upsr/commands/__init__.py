@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
-MODEL = "models/unet"
-
 
 def new(
     commands: "Commands", name: str, run: Callable[[argparse.Namespace], None], about: str
@@ -28,14 +26,15 @@ def add_model_options(added: argparse.ArgumentParser) -> None:
     added.add_argument("--tile", type=positive, default=128, help="side of a tile in LR pixels; bounds the memory")
 
 
-def weights_file(model: str) -> Path:
-    """The file of a path or of MLflow's URI. Raises `ValueError` where MLflow has none."""
+def model_file(model: str) -> Path:
+    """The weights file of a place, or of MLflow's URI. Raises `ValueError` where MLflow has none."""
     if model.startswith(("models:/", "runs:/")):
         from pipelines.tracking import weights_of
 
         return weights_of(model)
-    path = Path(model)
-    return path / "weights.safetensors" if path.is_dir() or not path.suffix else path
+    from upsr.checkpoint import weights_file
+
+    return weights_file(model)
 
 
 def device(name: str | None) -> str:

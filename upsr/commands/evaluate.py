@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from upsr.commands import MODEL, add_model_options, device, new, positive, weights_file
+from upsr.commands import add_model_options, device, model_file, new, positive
 from upsr.images import ImageError, atomic
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ def add(commands: "Commands") -> None:
     add_model_options(ev)
     ev.add_argument(
         "--model",
-        default=MODEL,
-        help="`bicubic`, a weights file, the folder that holds it, or MLflow's models:/NAME@ALIAS",
+        default="starter",
+        help="`bicubic`, `starter`, a weights file, the folder that holds it, or MLflow's models:/NAME@ALIAS",
     )
     ev.add_argument("--benchmark", required=True, help="the folder")
     ev.add_argument("--protocol", choices=["basicsr", "upsr"], default="basicsr", help="what PSNR and SSIM see")
@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> None:
     from upsr.data.benchmarks import open_benchmark
     from upsr.evaluation.spread import devices
 
-    path = None if options.model == "bicubic" else weights_file(options.model)
+    path = None if options.model == "bicubic" else model_file(options.model)
     scale = load_weights(path)[1]["scale"] if path else options.scale
     benchmark = open_benchmark(options.benchmark, scale)
     contest = Contest(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from upsr import images
-from upsr.commands import MODEL, add_model_options, device, new, weights_file
+from upsr.commands import add_model_options, device, model_file, new
 from upsr.images import ImageError
 
 if TYPE_CHECKING:
@@ -21,7 +21,11 @@ def add(commands: "Commands") -> None:
     add_model_options(up)
     up.add_argument("input", nargs="+", help="pictures or folders of pictures")
     up.add_argument("-o", "--output", required=True, help="a folder, or a file for a single picture")
-    up.add_argument("--model", default=MODEL, help="a weights file, its folder, or models:/upsr@champion")
+    up.add_argument(
+        "--model",
+        default="starter",
+        help="`starter`, a weights file, the folder that holds it, or models:/upsr@champion",
+    )
     up.add_argument("--dtype", choices=["fp32", "bf16", "fp16"], default="fp32", help="precision of the networks")
     up.add_argument("--steps", type=int, default=0, help="sampling steps (0: as trained)")
     up.add_argument("--save-maps", action="store_true", help="write maps of the uncertainty beside each picture")
@@ -34,7 +38,7 @@ def run(options: argparse.Namespace) -> None:
 
     jobs = outputs([Path(p) for p in options.input], Path(options.output))
     model = Upscaler.from_pretrained(
-        weights_file(options.model), device=device(options.device), dtype=options.dtype, steps=options.steps
+        model_file(options.model), device=device(options.device), dtype=options.dtype, steps=options.steps
     )
     failed = 0
     for source, target in tqdm(jobs, desc="upscale", unit="picture", disable=None):

@@ -67,8 +67,8 @@ class Params(Section):
     def _schedule_fits(self) -> Self:
         if self.atd.schedule == "x2_then_x4" and self.scale != 4:
             raise ValueError(f"atd.schedule `x2_then_x4` needs scale 4, not {self.scale}: set atd.schedule: direct_x4")
-        if self.atd.schedule == "x2_then_x4" and self.train.init:
-            raise ValueError("atd.schedule `x2_then_x4` and train.init both say what ×4 starts from: set direct_x4")
+        if self.atd.schedule == "x2_then_x4" and self.train.init != "none":
+            raise ValueError("atd.schedule `x2_then_x4` and train.init both tell where ×4 starts: set train.init: none")
         return self
 
 

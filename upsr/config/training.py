@@ -25,8 +25,9 @@ class Select(Section):
 class Train(Section):
     """What both trainings share."""
 
-    init: str | None
-    """A weights file, or a model's folder, whose networks the trainings start from; null: from nothing."""
+    init: str
+    """What the trainings start from. `starter`: the weights that come along, where they fit; `none`: from nothing; or
+    a weights file, or a model's folder, whose networks must fit."""
     precision: Literal["fp32", "bf16", "fp16"]
     compile: bool
     channels_last: bool

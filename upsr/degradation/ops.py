@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from upsr.degradation.draws import Draws
-from upsr.images import round8
+from upsr.images import mirrored, round8
 
 MODES = ("area", "bilinear", "bicubic")
 USM_RADIUS, USM_WEIGHT, USM_THRESHOLD = 25, 0.5, 10
@@ -33,16 +33,9 @@ def _reflect(x: Tensor, rows: int, columns: int) -> Tensor:
     """Continues the picture on all sides by reflection."""
     if x.shape[2] > rows and x.shape[3] > columns:
         return F.pad(x, (columns, columns, rows, rows), mode="reflect")
-    return x.index_select(3, _reflected(x.shape[3], columns, x.device)).index_select(
-        2, _reflected(x.shape[2], rows, x.device)
-    )
-
-
-def _reflected(size: int, pad: int, device: torch.device) -> Tensor:
-    """Indices -pad..size+pad-1 folded into 0..size-1, over and over where the picture is smaller than the padding."""
-    period = max(2 * (size - 1), 1)
-    i = torch.arange(-pad, size + pad, device=device) % period
-    return torch.minimum(i, period - i)
+    height, width = x.shape[2:]
+    x = x.index_select(3, mirrored(width, -columns, width + columns, x.device))
+    return x.index_select(2, mirrored(height, -rows, height + rows, x.device))
 
 
 def usm_sharpen(x: Tensor) -> Tensor:

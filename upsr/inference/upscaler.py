@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from upsr.checkpoint import load_weights, section
+from upsr.allocator import keep_freed_memory
+from upsr.checkpoint import load_weights, section, weights_file
 from upsr.config import Atd, Diffusion, Uncertainty, Unet
 from upsr.diffusion.denoiser import Denoiser, build_denoiser, to_signed, to_unit, upsample
 from upsr.diffusion.noise import field
@@ -78,18 +79,19 @@ class Upscaler:
 
     def __init__(self, atd: ATD, diffuser: Diffuser | None, *, device: str = "cpu", dtype: str = "fp32") -> None:
         self.scale, self.device, self.dtype = atd.scale, torch.device(device), DTYPES[dtype]
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.atd, self.diffuser = atd.to(device).eval(), diffuser
 
     @classmethod
     def from_pretrained(
         cls, path: str | Path, *, device: str = "cpu", dtype: Literal["fp32", "bf16", "fp16"] = "fp32", steps: int = 0
     ) -> "Upscaler":
-        """From a weights file or the folder that holds `weights.safetensors`.
+        """From a weights file, the folder that holds `weights.safetensors`, or `starter`, the project's own.
 
         `steps`: sample with fewer steps than the chain was trained with (0: all). Raises `CheckpointError`.
         """
-        path = Path(path)
-        path = path / "weights.safetensors" if path.is_dir() or not path.suffix else path
+        path = weights_file(path)
         weights, settings = load_weights(path)
         scale = settings["scale"]
         atd = build_atd(section(settings, "atd", Atd, path), scale)

@@ -13,6 +13,7 @@ from accelerate.utils import DistributedDataParallelKwargs, gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from upsr.allocator import keep_freed_memory
 from upsr.config import Recipe, Train
 from upsr.data.datasets import PatchDataset, step_batches
 from upsr.training import checkpoints, state
@@ -59,6 +60,8 @@ def fit(
     parallel = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
     accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available(), kwargs_handlers=[parallel])
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
+    if device.type == "cpu":
+        keep_freed_memory()
     layout = torch.channels_last if train.channels_last else torch.contiguous_format
     network = network.to(device, memory_format=layout).train()  # type: ignore[call-overload]
     objective = objective.to(device)

@@ -27,7 +27,14 @@ PATIENCE = 240.0  # on a busy machine everything takes many times what it takes 
 TINY = {  # the same chain and the same code, small enough for a test
     "data": {"holdout_side": 64},
     "atd": {"dim": 16, "groups": 1, "layers": 2, "heads": 2, "window": 8, "category_size": 32, "tokens": 8},
-    "unet": {"dim": 16, "channel_mult": [1, 2], "res_blocks": 1, "swin_dim": 32, "tail_dim": 16},
+    "unet": {
+        "dim": 16,
+        "channel_mult": [1, 2],
+        "res_blocks": 1,
+        "swin_dim": 32,
+        "tail_dim": 16,
+        "global_skip": False,
+    },
     "diffusion": {"steps": 2},
     "train": {"init": "none", "workers": 0, "log_every": 2, "save_every": 1, "preview_every": 4, "validate_every": 2},
     "train_atd": {"steps": 4, "batch": 2, "micro_batch": 2, "patch": 32, "warmup": 1, "pool": 4},

@@ -20,6 +20,7 @@ def test_the_shipped_settings_are_valid():
         ({"unet": {"dmi": 48}}, "unknown key `unet.dmi`"),
         ({"unet": {"dim": 50}}, "unet.dim 50 is not a multiple of 16"),
         ({"unet": {"branches": 2}, "uncertainty": {"variant": "isotropic"}}, "`isotropic` has no map to mix them by"),
+        ({"unet": {"global_skip": True}, "diffusion": {"predict": "epsilon"}}, "but diffusion.predict is `epsilon`"),
         ({"unet": {"condition": []}}, "unet.condition"),
         ({"atd": {"dim": 50, "heads": 4}}, "atd.dim 50 is not a multiple of atd.heads 4"),
         ({"train_unet": {"batch": 3}}, "batch 3 is not a multiple of micro_batch 2"),

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import fixture_file, params
 
 from upsr.models import ATD, UNet, build_atd, build_unet, load_official_atd, load_official_unet
@@ -95,6 +96,18 @@ def test_two_branches_are_mixed_by_the_detail_map():
     single = build_unet(params().unet, 4)
     single.load_state_dict({k: v for k, v in unet.state_dict().items() if not k.startswith("smooth.")})
     assert torch.equal(single(x, t, condition), detail)
+
+
+@pytest.mark.parametrize("branches", [1, 2])
+@pytest.mark.parametrize("condition", [["sr", "bicubic"], ["bicubic"]])
+def test_the_global_skip_begins_at_the_first_image_of_the_condition(condition: list[str], branches: int):
+    unet = build_unet(params(unet={"global_skip": True, "condition": condition, "branches": branches}).unet, 4)
+    images = [torch.rand(1, 3, 32, 32) for _ in condition]
+    inputs = [torch.rand(1, 48, 8, 8), torch.tensor([1]), F.pixel_unshuffle(torch.cat(images, 1), 4)]
+    inputs += [torch.rand(1, 1, 32, 32)] if branches == 2 else []
+    assert torch.equal(unet(*inputs), images[0])
+    unet(*inputs).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in unet.conv_last.parameters())
 
 
 def test_what_lies_beyond_the_edge_does_not_reach_the_picture():

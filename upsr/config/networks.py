@@ -50,6 +50,8 @@ class Unet(Section):
     that size is never shifted."""
     branches: Literal[1, 2]
     """With 2, a second decoder makes the smooth structure, and the uncertainty mixes the two."""
+    global_skip: bool
+    """Learn a correction of the first image of `condition` instead of the picture (which the paper does)."""
     official_mask: bool
     """Repeat the released network's mask of shifted windows, which its weights need, instead of the right one."""
 

@@ -57,6 +57,12 @@ class Params(Section):
         return self
 
     @model_validator(mode="after")
+    def _skip_leads_to_a_picture(self) -> Self:
+        if self.unet.global_skip and self.diffusion.predict == "epsilon":
+            raise ValueError("unet.global_skip adds a picture, but diffusion.predict is `epsilon`: use false")
+        return self
+
+    @model_validator(mode="after")
     def _edge_weights_are_at_hand(self) -> Self:
         path = self.uncertainty.edge_weights
         if self.uncertainty.edges == "dexined" and path and not Path(path).is_file():

@@ -110,6 +110,7 @@ def read_unet(state: Weights) -> tuple[Unet, int]:
         condition=("sr", "bicubic"),
         lr_size=LR_SIZE if mask is None else math.isqrt(len(mask)) * _window(table),
         branches=1,
+        global_skip=False,
         official_mask=True,
     )
     return cfg, 4 if "conv_up2.weight" in state else 2

@@ -126,7 +126,8 @@ class UNet(Decoder):
     `lr_size` is the side of the LR patches that the attention is laid out for: a level whose map is no larger than
     a window at that size is never shifted (official: 64). `official_mask`: see `windows.attention_mask`.
     With two `branches` a second decoder, `smooth`, makes the smooth structure; the UNet's own decoder, which has the
-    official names, makes detail and texture. Any multiple of `downscale` is a valid LR size.
+    official names, makes detail and texture. With `global_skip` (VDSR's residual learning, CVPR 2016) the picture is
+    the condition's first image and a correction, of zero at first. Any multiple of `downscale` is a valid LR size.
     """
 
     def __init__(
@@ -146,6 +147,7 @@ class UNet(Decoder):
         lr_size: int = 64,
         official_mask: bool = False,
         branches: int = 1,
+        global_skip: bool = False,
     ) -> None:
         def residual(channels: int, out_channels: int) -> ResBlock:
             return ResBlock(channels, out_channels, 4 * dim)
@@ -187,6 +189,10 @@ class UNet(Decoder):
         middle = swin(channels, len(widths) - 1)
         self.middle_block = Block(residual(channels, channels), middle, residual(channels, channels))
         self.smooth = Decoder(**decoder) if branches == 2 else None
+        self.global_skip = global_skip
+        for last in [d.conv_last for d in (self, self.smooth) if d is not None] if global_skip else []:
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor, detail: Tensor | None = None) -> Tensor:
         """x (B, 3s², h, w) scaled, t (B,) from 0, condition (B, images·3s², h, w) -> (B, 3, s·h, s·w).
@@ -201,10 +207,12 @@ class UNet(Decoder):
             skips.append(h)
         h = self.middle_block(h, embedding)
         out = self.decode(h, skips, embedding)
-        if self.smooth is None:
-            return out
-        assert detail is not None
-        return detail * out + (1 - detail) * self.smooth.decode(h, skips, embedding)
+        if self.smooth is not None:
+            assert detail is not None
+            out = detail * out + (1 - detail) * self.smooth.decode(h, skips, embedding)
+        if self.global_skip:
+            out = out + F.pixel_shuffle(condition[:, : 3 * self.scale**2], self.scale)
+        return out
 
 
 def build_unet(cfg: Unet, scale: int) -> UNet:

@@ -12,9 +12,11 @@ from conftest import ROOT
 from pipelines.training import initialise
 from upsr import images
 from upsr.__main__ import main
+from upsr.checkpoint import STARTERS
 from upsr.config import Params, parse
 from upsr.evaluation.metrics import psnr
 from upsr.evaluation.protocol import PROTOCOLS, for_fidelity
+from upsr.inference.upscaler import Upscaler
 from upsr.models import build_atd
 
 
@@ -32,6 +34,14 @@ def test_photos_are_upscaled_right_after_installation(tmp_path: Path, monkeypatc
         better, worse = (psnr(*(for_fidelity(x, PROTOCOLS["basicsr"], 4) for x in (sr, hr))) for sr in (ours, bicubic))
         gains.append(float(better - worse))
     assert np.mean(gains) > 0.1, gains
+
+
+def test_upsr_makes_detail_that_atd_leaves_out():
+    lr = images.round8(images.resize(images.to_tensor(skimage.data.chelsea()[:256, :384]), (64, 96)))
+    atd, upsr = (Upscaler.from_pretrained(STARTERS / name).upscale(lr).picture for name in ("atd-48", "upsr-48"))
+    detail = [(x[..., 1:] - x[..., :-1]).abs().mean() for x in (atd, upsr)]
+    assert 1.1 < detail[1] / detail[0] < 3
+    assert psnr(upsr, atd) > 20
 
 
 def test_the_sample_scale_begins_from_them(capsys):

@@ -16,7 +16,8 @@ from upsr.config import ConfigError, Section
 from upsr.images import atomic
 
 S = TypeVar("S", bound=Section)
-STARTER = Path(__file__).parents[1] / "models" / "starter" / "atd-48"
+STARTERS = Path(__file__).parents[1] / "models" / "starter"
+STARTER = STARTERS / "atd-48"
 
 
 class CheckpointError(ValueError):

@@ -14,7 +14,7 @@ from upsr.degradation import kernels, ops
 from upsr.degradation.jpeg import jpeg
 from upsr.degradation.pair_pool import PairPool
 from upsr.degradation.second_order import SecondOrder, build_degradation
-from upsr.images import round8
+from upsr.images import resize, round8
 
 ROOT = Path(__file__).resolve().parents[1]
 PARITY = ROOT.parent / "shared" / "parity" / "degradation.safetensors"
@@ -236,6 +236,20 @@ def test_lr_still_shows_the_picture(degrade):
     mean = torch.stack([degrade(hr, (step,)) for step in range(60)]).mean(0)
     small = torch.nn.functional.interpolate(hr, scale_factor=0.25, mode="area")
     assert (mean - small).abs().mean() < 0.05
+
+
+def test_a_share_of_the_samples_is_shrunk_by_bicubic_alone(degrade):
+    """And the others are degraded as they would be without them."""
+    hr = picture(16)
+    half = build_degradation(DEGRADATION.model_copy(update={"plain": 0.5}), scale=4)
+    small = round8(resize(hr, (hr.shape[2] // 4, hr.shape[3] // 4)))
+    mixed, drawn = half.drawn(hr, (0,))
+    degraded = degrade(hr, (0,))
+    flags = [notes["plain"] for notes in drawn]
+    assert 0 < sum(flags) < 16
+    for flag, ours, plain, other in zip(flags, mixed, small, degraded, strict=True):
+        assert torch.equal(ours, plain if flag else other)
+        assert not torch.equal(plain, other)
 
 
 def test_the_target_is_sharpened_only_on_demand(degrade):

@@ -68,5 +68,7 @@ class Degradation(Section):
     first: Round
     second: Round
     final_sinc: Probability
+    plain: Probability
+    """Share of samples that are spared all of it and shrunk by MATLAB's bicubic alone."""
     usm: bool
     """Sharpen the HR target first (off in UPSR)."""

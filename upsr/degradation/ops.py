@@ -89,7 +89,7 @@ def gaussian_noise(x: Tensor, sigma: Tensor, gray: Sequence[bool], fields: Seque
     """
     shape, draw = x.shape[2:], partial(torch.randn, device=x.device)
     noise = [draw(1 if one else 3, *shape, generator=f).expand(3, *shape) for one, f in zip(gray, fields, strict=True)]
-    return torch.addcmul(x, torch.stack(noise), _per_sample(sigma) / 255).clamp_(0, 1)
+    return torch.addcmul(x, torch.stack(noise), per_sample(sigma) / 255).clamp_(0, 1)
 
 
 def poisson_noise(x: Tensor, scale: Tensor, gray: Sequence[bool], fields: Sequence[torch.Generator]) -> Tensor:
@@ -98,16 +98,16 @@ def poisson_noise(x: Tensor, scale: Tensor, gray: Sequence[bool], fields: Sequen
     Where `gray` (B) is set, the photons are those of the grey picture and the noise is the same in all channels. Each
     sample's noise comes from its own generator of `fields`.
     """
-    is_gray = _per_sample(torch.tensor(gray).to(x.device, non_blocking=True))
+    is_gray = per_sample(torch.tensor(gray).to(x.device, non_blocking=True))
     rate = round8(torch.where(is_gray, 0.299 * x[:, :1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:], x))
-    photons = _per_sample(_photons(rate))
+    photons = per_sample(_photons(rate))
     expected = rate * photons
     counts = [
         torch.poisson(rates[: 1 if one else 3], field).expand_as(rates)
         for rates, one, field in zip(expected, gray, fields, strict=True)
     ]
     noise = torch.stack(counts).sub_(expected).div_(photons)
-    return torch.addcmul(x, noise, _per_sample(scale)).clamp_(0, 1)
+    return torch.addcmul(x, noise, per_sample(scale)).clamp_(0, 1)
 
 
 def _photons(x: Tensor) -> Tensor:
@@ -117,5 +117,6 @@ def _photons(x: Tensor) -> Tensor:
     return torch.exp2(torch.frexp(distinct - 1).exponent.float())  # the bit length of n - 1 is ceil(log2 n), exactly
 
 
-def _per_sample(values: Tensor) -> Tensor:
+def per_sample(values: Tensor) -> Tensor:
+    """(B,) -> (B, 1, 1, 1), to meet pictures."""
     return values.view(-1, 1, 1, 1)

@@ -12,21 +12,22 @@ from upsr.config import Degradation, Round
 from upsr.degradation import kernels, ops
 from upsr.degradation.draws import Draws
 from upsr.degradation.jpeg import jpeg
-from upsr.images import round8
+from upsr.images import resize, round8
 
 
 def build_degradation(cfg: Degradation, scale: int) -> "SecondOrder":
     """The degradation that the section `degradation` of params.yaml describes."""
-    return SecondOrder(first=cfg.first, second=cfg.second, final_sinc=cfg.final_sinc, usm=cfg.usm, scale=scale)
+    return SecondOrder(**dict(cfg), scale=scale)
 
 
 class SecondOrder:
     """Makes LR from HR. Kernel, noise strength and JPEG quality are drawn per sample; factor, mode, order per batch."""
 
-    def __init__(self, *, first: Round, second: Round, final_sinc: float, usm: bool, scale: int) -> None:
+    def __init__(self, *, first: Round, second: Round, final_sinc: float, plain: float, usm: bool, scale: int) -> None:
         self.first = first
         self.second = second
         self.final_sinc = final_sinc
+        self.plain = plain
         self.usm = usm
         self.scale = scale
 
@@ -58,6 +59,10 @@ class SecondOrder:
             x = _compress(self._finish(x, size, draws), "second", self.second, draws)
         else:
             x = self._finish(_compress(x, "second", self.second, draws), size, draws)
+        # Drawn last, so that the samples that are not plain are what they would be without the key.
+        plain = draws.chance("plain", self.plain)
+        if any(plain):
+            x = torch.where(ops.per_sample(draws.send(np.array(plain))), resize(hr.float(), size), x)
         return round8(x), [draws.of_sample(number) for number in range(len(hr))]
 
     def _finish(self, x: Tensor, size: Sequence[int], draws: Draws) -> Tensor:

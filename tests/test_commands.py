@@ -63,6 +63,14 @@ def test_the_sheet_shows_every_picture_and_its_degradations(project: Path):
     assert len({tile.tobytes() for tile in tiles}) == 3
 
 
+def test_plain_and_degraded_pictures_share_a_sheet(project: Path):
+    values = settings()
+    values["degradation"]["plain"] = 0.5
+    Path("params.yaml").write_text(json.dumps(values))
+    main(["degrade", "hr", "-o", "sheet.png", "--preview", "--columns", "4"])
+    assert images.read(project / "sheet.png").shape == (3 * (256 + 34), 5 * (256 + 8), 3)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

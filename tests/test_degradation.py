@@ -246,6 +246,7 @@ def test_a_share_of_the_samples_is_shrunk_by_bicubic_alone(degrade):
     mixed, drawn = half.drawn(hr, (0,))
     degraded = degrade(hr, (0,))
     flags = [notes["plain"] for notes in drawn]
+    assert all(notes == {"plain": True} or "first.jpeg" in notes for notes in drawn)  # what was not done is not told
     assert 0 < sum(flags) < 16
     for flag, ours, plain, other in zip(flags, mixed, small, degraded, strict=True):
         assert torch.equal(ours, plain if flag else other)

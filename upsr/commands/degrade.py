@@ -93,6 +93,8 @@ def _middle(rgb: np.ndarray) -> np.ndarray:
 
 def _lines(notes: dict[str, Any]) -> list[str]:
     """What was drawn, a line for each round."""
+    if notes["plain"]:
+        return ["plain: shrunk by bicubic,", "nothing else"]
     lines = []
     for name in ("first", "second"):
         kind = "sigma" if f"{name}.noise.sigma" in notes else "poisson_scale"

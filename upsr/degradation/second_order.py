@@ -47,7 +47,7 @@ class SecondOrder:
 
     @torch.no_grad()
     def drawn(self, hr: Tensor, seed: Sequence[int], first: int = 0) -> tuple[Tensor, list[dict[str, Any]]]:
-        """The same, with what was drawn for each sample, by the names of the keys."""
+        """The same, with what each sample was made by, by the names of the keys."""
         draws = Draws(seed, first, len(hr), hr.device)
         size = (hr.shape[2] // self.scale, hr.shape[3] // self.scale)
         x = _degrade(hr.float(), "first", self.first, hr.shape[2:], draws)
@@ -63,7 +63,7 @@ class SecondOrder:
         plain = draws.chance("plain", self.plain)
         if any(plain):
             x = torch.where(ops.per_sample(draws.send(np.array(plain))), resize(hr.float(), size), x)
-        return round8(x), [draws.of_sample(number) for number in range(len(hr))]
+        return round8(x), [{"plain": True} if one else draws.of_sample(number) for number, one in enumerate(plain)]
 
     def _finish(self, x: Tensor, size: Sequence[int], draws: Draws) -> Tensor:
         """Brings the picture to its last size and lets it ring."""

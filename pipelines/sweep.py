@@ -39,7 +39,10 @@ Values = Mapping[str, Any]
 def experiments(cross: Mapping[str, tuple[Any, ...]]) -> dict[str, Values]:
     """All combinations, by the name of their experiment: `variant-residual-dim-48-seed-0`."""
     combinations = [dict(zip(cross, values, strict=True)) for values in product(*cross.values())]
-    return {"-".join(f"{key.rpartition('.')[2]}-{value}" for key, value in c.items()): c for c in combinations}
+    return {
+        "-".join(f"{key.rpartition('.')[2]}-{value}" for key, value in c.items()).replace("/", "-"): c
+        for c in combinations
+    }
 
 
 def remaining(params: Params) -> list[str]:

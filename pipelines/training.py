@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipelines import tracking
-from upsr.checkpoint import CheckpointError, load_weights, weights_file
+from upsr.checkpoint import STARTERS, CheckpointError, load_weights, weights_file
 from upsr.config import Degradation, Recipe, Section, Train
 from upsr.data.datasets import PatchDataset
 from upsr.degradation.pair_pool import PairPool
@@ -112,11 +112,11 @@ def validation(
 def initialise(network: nn.Module, name: str, cfg: Section, scale: int, init: str) -> None:
     """Gives a network the weights of that `name` in train.init, where there is one. Raises `CheckpointError`.
 
-    The starter weights are for the networks they fit; any other starts from nothing.
+    The starter weights, of ATD and UNet, are for the networks they fit; any other starts from nothing.
     """
     if init == "none":
         return
-    path = weights_file(init)
+    path = weights_file(STARTERS / "upsr-48" if init == "starter" else init)
     weights, theirs = load_weights(path)
     if name not in theirs:
         print(f"train.init: {path} holds no {name}, which starts from nothing", flush=True)

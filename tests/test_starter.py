@@ -12,12 +12,12 @@ from conftest import ROOT
 from pipelines.training import initialise
 from upsr import images
 from upsr.__main__ import main
-from upsr.checkpoint import STARTERS
+from upsr.checkpoint import STARTERS, load_weights
 from upsr.config import Params, parse
 from upsr.evaluation.metrics import psnr
 from upsr.evaluation.protocol import PROTOCOLS, for_fidelity
 from upsr.inference.upscaler import Upscaler
-from upsr.models import build_atd
+from upsr.models import build_atd, build_unet
 
 
 def test_photos_are_upscaled_right_after_installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -44,15 +44,30 @@ def test_upsr_makes_detail_that_atd_leaves_out():
     assert psnr(upsr, atd) > 20
 
 
-def test_the_sample_scale_begins_from_them(capsys):
+@pytest.mark.parametrize("name", ["atd", "unet"])
+def test_the_sample_scale_begins_from_them(name: str, capsys):
     params = parse(Params, yaml.safe_load((ROOT / "params.yaml").read_text()), "params.yaml")
-    assert params.train.init == "starter"
-    atd = build_atd(params.atd, params.scale)
-    fresh = {name: value.clone() for name, value in atd.state_dict().items()}
-    initialise(atd, "atd", params.atd, params.scale, "starter")
-    assert "atd: starts from" in capsys.readouterr().out
-    assert any(not torch.equal(value, fresh[name]) for name, value in atd.state_dict().items())
-    assert all(value.dtype == torch.float32 for value in atd.parameters())
+    cfg, build = {"atd": (params.atd, build_atd), "unet": (params.unet, build_unet)}[name]
+    network = build(cfg, params.scale)
+    fresh = {key: value.clone() for key, value in network.state_dict().items()}
+    initialise(network, name, cfg, params.scale, params.train.init)
+    assert f"{name}: starts from" in capsys.readouterr().out
+    assert any(not torch.equal(value, fresh[key]) for key, value in network.state_dict().items())
+    assert all(value.dtype == torch.float32 for value in network.parameters())
+
+
+def test_upsr_stands_on_the_atd_that_comes_alone():
+    alone, within = (load_weights(STARTERS / name / "weights.safetensors")[0] for name in ("atd-48", "upsr-48"))
+    assert all(torch.equal(value, within[key].to(value.dtype)) for key, value in alone.items())
+
+
+def test_a_sweep_compares_unets_that_all_begin_from_nothing(capsys):
+    params = parse(Params, yaml.safe_load((ROOT / "params.yaml").read_text()), "params.yaml")
+    (init,) = params.sweep.cross["train.init"]
+    initialise(build_atd(params.atd, params.scale), "atd", params.atd, params.scale, str(ROOT / init))
+    initialise(build_unet(params.unet, params.scale), "unet", params.unet, params.scale, str(ROOT / init))
+    told = capsys.readouterr().out
+    assert "atd: starts from" in told and "holds no unet, which starts from nothing" in told
 
 
 def test_a_network_that_they_do_not_fit_starts_from_nothing(capsys):

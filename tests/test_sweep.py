@@ -25,6 +25,7 @@ def test_every_combination_is_an_experiment() -> None:
     assert list(planned) == NAMES
     assert planned["variant-residual-dim-16"] == {"uncertainty.variant": "residual", "unet.dim": 16}
     assert len(sweep.experiments(params().sweep.cross)) == 16
+    assert list(sweep.experiments({"train.init": ["models/a"]})) == ["init-models-a"]  # a git ref and a folder
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ class Train(Section):
     """What both trainings share."""
 
     init: str
-    """What the trainings start from. `starter`: the weights that come along, where they fit; `none`: from nothing; or
+    """What the trainings start from. `starter`: those that come along, where they fit; `none`: from nothing; or
     a weights file, or a model's folder, whose networks must fit."""
     precision: Literal["fp32", "bf16", "fp16"]
     compile: bool

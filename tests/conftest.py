@@ -26,6 +26,7 @@ SHARED = ROOT.parent / "shared"
 PATIENCE = 240.0  # on a busy machine everything takes many times what it takes alone
 TINY = {  # the same chain and the same code, small enough for a test
     "data": {"holdout_side": 64},
+    "degradation": {"plain": 0.0},  # otherwise chance decides which pictures are degraded
     "atd": {"dim": 16, "groups": 1, "layers": 2, "heads": 2, "window": 8, "category_size": 32, "tokens": 8},
     "unet": {
         "dim": 16,

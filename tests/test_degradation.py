@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors import safe_open
 
-from upsr.config import load_params
+from upsr.config import Degradation, parse
 from upsr.degradation import kernels, ops
 from upsr.degradation.jpeg import jpeg
 from upsr.degradation.pair_pool import PairPool
@@ -19,7 +20,8 @@ from upsr.images import resize, round8
 ROOT = Path(__file__).resolve().parents[1]
 PARITY = ROOT.parent / "shared" / "parity" / "degradation.safetensors"
 needs_parity = pytest.mark.skipif(not PARITY.exists(), reason=f"no {PARITY}: the released code's numbers are absent")
-DEGRADATION = load_params(ROOT / "params.yaml").degradation
+PAPER = yaml.safe_load((ROOT / "scales" / "df2k.yaml").read_text())["degradation"]
+DEGRADATION = parse(Degradation, PAPER, "df2k.yaml")
 MAKE = {
     "gaussian_iso": lambda size, sigma: kernels.gaussian_kernel(size, sigma, sigma, 0),
     "gaussian_aniso": kernels.gaussian_kernel,

@@ -47,6 +47,7 @@ def test_upsr_makes_detail_that_atd_leaves_out():
 @pytest.mark.parametrize("name", ["atd", "unet"])
 def test_the_sample_scale_begins_from_them(name: str, capsys):
     params = parse(Params, yaml.safe_load((ROOT / "params.yaml").read_text()), "params.yaml")
+    assert params.train.init == "starter"
     cfg, build = {"atd": (params.atd, build_atd), "unet": (params.unet, build_unet)}[name]
     network = build(cfg, params.scale)
     fresh = {key: value.clone() for key, value in network.state_dict().items()}

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -67,6 +68,8 @@ class Contest:
     tile: int
     pictures: Path | None
     """Where results and maps are left, in BENCHMARK/PICTURE/MODEL.png; None: nowhere."""
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Precision of the networks."""
 
     def jobs(self, benchmarks: list[Benchmark]) -> list[Job]:
         return [Job(b.name, model, pair) for b in benchmarks for model in self.models for pair in b.pairs]
@@ -75,7 +78,7 @@ class Contest:
         """Opens the networks and the metrics, once for a process."""
         metrics = Metrics(self.metrics, self.weights, PROTOCOLS[self.protocol], self.scale, device)
         upscalers = {
-            name: Upscaler.from_pretrained(path, device=str(device)) if path else None
+            name: Upscaler.from_pretrained(path, device=str(device), dtype=self.dtype) if path else None
             for name, path in self.models.items()
         }
         return partial(self._measure, metrics, upscalers)

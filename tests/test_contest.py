@@ -102,6 +102,16 @@ def test_a_tile_changes_little(model: Path, folder: Path) -> None:
     assert tiled["mean"] == pytest.approx(whole["mean"], abs=0.1)
 
 
+def test_half_precision_costs_little(model: Path, folder: Path) -> None:
+    full, half = (
+        table(hold(contest(model, dtype=dtype), [open_benchmark(folder, 4)], 1, CPU).rows)[3]
+        for dtype in ("fp32", "bf16")
+    )
+    assert full["metric"] == "psnr"
+    assert half["mean"] == pytest.approx(full["mean"], abs=0.1)
+    assert half["mean"] != full["mean"]  # it was in effect
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_one_torn_picture_is_counted_and_the_rest_goes_on(model: Path, folder: Path, workers: int) -> None:

@@ -22,6 +22,7 @@ def new(
 def add_model_options(added: argparse.ArgumentParser) -> None:
     """What every command that runs a model asks."""
     added.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+    added.add_argument("--dtype", choices=["fp32", "bf16", "fp16"], default="fp32", help="precision of the networks")
     added.add_argument("--seed", type=int, default=0, help="same seed, same picture")
     added.add_argument("--tile", type=positive, default=128, help="side of a tile in LR pixels; bounds the memory")
 

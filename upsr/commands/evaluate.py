@@ -53,6 +53,7 @@ def run(options: argparse.Namespace) -> None:
         seed=options.seed,
         tile=options.tile,
         pictures=None,
+        dtype=options.dtype,
     )
     places = [torch.device(device(options.device))] if options.device else devices()
     outcome = hold(contest, [benchmark], options.workers, places)
@@ -83,6 +84,7 @@ def report(options: argparse.Namespace, benchmark: "Benchmark", outcome: "Outcom
             "protocol": asdict(PROTOCOLS[options.protocol]),
             "seed": options.seed,
             "tile": options.tile,
+            "dtype": options.dtype,
             "mean": {name: row["mean"] for name, row in statistics.items()},
             "statistics": statistics,
             "absent": outcome.absent,

@@ -26,7 +26,6 @@ def add(commands: "Commands") -> None:
         default="starter",
         help="`starter`, a weights file, the folder that holds it, or models:/upsr@champion",
     )
-    up.add_argument("--dtype", choices=["fp32", "bf16", "fp16"], default="fp32", help="precision of the networks")
     up.add_argument("--steps", type=int, default=0, help="sampling steps (0: as trained)")
     up.add_argument("--save-maps", action="store_true", help="write maps of the uncertainty beside each picture")
 

@@ -5,6 +5,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from upsr.data.datasets import PatchDataset
 from upsr.degradation.pair_pool import PairPool
 from upsr.degradation.second_order import SecondOrder, build_degradation
 from upsr.images import find, resize, to_image, write
+from upsr.models import ATD, UNet
+from upsr.models.widen import widen_atd, widen_unet
 from upsr.training.loop import fit
 from upsr.training.memory import memory_errors_in_one_line
 from upsr.training.objectives import AtdObjective, Pairs, UnetObjective
@@ -112,7 +115,8 @@ def validation(
 def initialise(network: nn.Module, name: str, cfg: Section, scale: int, init: str) -> None:
     """Gives a network the weights of that `name` in train.init, where there is one. Raises `CheckpointError`.
 
-    The starter weights, of ATD and UNet, are for the networks they fit; any other starts from nothing.
+    Weights of a narrower network are widened where its width divides. The starter weights, of ATD and UNet, are for
+    the networks they fit; any other starts from nothing.
     """
     if init == "none":
         return
@@ -122,16 +126,21 @@ def initialise(network: nn.Module, name: str, cfg: Section, scale: int, init: st
         print(f"train.init: {path} holds no {name}, which starts from nothing", flush=True)
         return
     ignored = {"lpips_weight", "schedule"}  # how ATD is trained, not what it is
-    theirs = {"scale": theirs["scale"], name: {k: v for k, v in theirs[name].items() if k not in ignored}}
     ours = {"scale": scale, name: cfg.model_dump(mode="json", exclude=ignored)}
-    wrong = differences(theirs, ours)
+    width, narrow = ours[name]["dim"], theirs[name]["dim"]
+    fitting = {k: v for k, v in theirs[name].items() if k not in ignored}
+    fitting |= {"dim": width} if width % narrow == 0 else {}
+    wrong = differences({"scale": theirs["scale"], name: fitting}, ours)
     if wrong and init == "starter":
         print(f"{name}: starts from nothing; the starter weights are another network ({'; '.join(wrong)})", flush=True)
         return
     if wrong:
         raise CheckpointError(f"train.init: {path} is another network ({'; '.join(wrong)}): set the values of the file")
-    network.load_state_dict({k.removeprefix(f"{name}."): v for k, v in weights.items() if k.startswith(f"{name}.")})
-    print(f"{name}: starts from {path}", flush=True)
+    own = {k.removeprefix(f"{name}."): v for k, v in weights.items() if k.startswith(f"{name}.")}
+    if width != narrow:
+        own = widen_atd(own, network) if isinstance(network, ATD) else widen_unet(own, cast(UNet, network))
+    network.load_state_dict(own)
+    print(f"{name}: starts from {path}" + f", widened from {narrow} to {width}" * (width != narrow), flush=True)
 
 
 def begin(*folders: Path) -> None:

@@ -1,0 +1,77 @@
+"""A wider network that computes what a narrower one does: Net2WiderNet (Chen et al., ICLR 2016, arXiv 1511.05641).
+
+Each channel stands k times in the wider network, and whatever reads it shares its weight out among the copies. The
+shares are uneven: copies that are read alike would get the same gradients, and remain copies for ever.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from upsr.models.atd import ATD
+from upsr.models.unet import UNet
+
+UNEVEN = 0.5  # shares are drawn from 1 ± this, before they are made to sum up to 1
+
+
+def widen_atd(narrow: dict[str, Tensor], atd: ATD) -> dict[str, Tensor]:
+    """Weights of an ATD -> weights for `atd`, which is k times as wide and else the same: exactly its function."""
+    wide, k = _widened(narrow, atd.state_dict(), unit=1)
+    normalised = atd.layers[0].residual_group.normalise  # a token of k copies of each value is √k as long before that
+    for name, value in wide.items():
+        if name.endswith(".td"):
+            value.copy_(narrow[name].repeat_interleave(k, 1))
+        elif ".wqkv." in name:
+            value[: len(value) // 3] /= math.sqrt(k)  # q·k has k times the terms, and 1/√d brings √k of it back
+        elif name.endswith(".logit_scale"):
+            value.clamp_(max=math.log(100)).sub_(math.log(k) / 2)  # which category attention does not do
+        elif normalised and name.endswith((".attn_atd.wk.weight", ".attn_atd.wv.weight")):
+            value *= math.sqrt(k)
+        elif normalised and name.endswith(".sigma"):
+            value += math.log(k) / 2
+    return wide
+
+
+def widen_unet(narrow: dict[str, Tensor], unet: UNet) -> dict[str, Tensor]:
+    """Weights of a UNet -> weights for `unet`, which is k times as wide and else the same.
+
+    Copies stand side by side in units of the narrowest group of a normalisation, so that the groups hold what they
+    held. It is the same function wherever 32 groups fit into every normalisation; a width of 48 has one of 16, of
+    144 channels, whose groups mix a little.
+    """
+    dim = narrow["time_embed.0.weight"].shape[1]
+    wide, k = _widened(narrow, unet.state_dict(), unit=dim // math.gcd(32, dim))
+    embedding = torch.zeros_like(wide["time_embed.0.weight"])
+    embedding[:, ::k] = narrow["time_embed.0.weight"].repeat_interleave(k, 0)  # every k-th frequency is one of before
+    return wide | {"time_embed.0.weight": embedding}
+
+
+def _widened(narrow: dict[str, Tensor], like: dict[str, Tensor], unit: int) -> tuple[dict[str, Tensor], int]:
+    """Every tensor as it is in `like`: outputs (dimension 0) repeated, inputs (dimension 1) shared out; and k."""
+    generator = torch.Generator().manual_seed(0)
+    wide, factors = {}, {1}
+    for name, model in like.items():
+        value = narrow[name].to(model.dtype)
+        outputs, inputs = (new // old for new, old in zip((*model.shape, 1)[:2], (*value.shape, 1)[:2], strict=True))
+        if outputs > 1:
+            value = _repeated(value, 0, outputs, unit)
+        if inputs > 1:
+            value = _repeated(value, 1, inputs, unit)
+            value = value * _shares(value, inputs, unit, generator)
+        wide[name] = value.clone()
+        factors |= {outputs, inputs}
+    return wide, max(factors)
+
+
+def _repeated(x: Tensor, dim: int, times: int, unit: int) -> Tensor:
+    """(.., units · unit, ..) -> (.., units · times · unit, ..): every unit stands `times` times in a row."""
+    return x.unflatten(dim, (-1, 1, unit)).repeat_interleave(times, dim + 1).flatten(dim, dim + 2)
+
+
+def _shares(weight: Tensor, copies: int, unit: int, generator: torch.Generator) -> Tensor:
+    """What each copy of an input has of its weight, as a factor that broadcasts against `weight`."""
+    outputs, inputs, *kernel = weight.shape
+    draws = torch.rand(outputs, inputs // (copies * unit), copies, unit, generator=generator)
+    shares = 1 + UNEVEN * (2 * draws - 1)
+    return (shares / shares.sum(2, keepdim=True)).view(outputs, inputs, *[1] * len(kernel))

@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -115,8 +115,8 @@ def validation(
 def initialise(network: nn.Module, name: str, cfg: Section, scale: int, init: str) -> None:
     """Gives a network the weights of that `name` in train.init, where there is one. Raises `CheckpointError`.
 
-    Weights of a narrower network are widened where its width divides. The starter weights, of ATD and UNet, are for
-    the networks they fit; any other starts from nothing.
+    Weights of a network whose width divides this one's are widened. The starter weights, of ATD and UNet, are for the
+    networks they fit; any other starts from nothing.
     """
     if init == "none":
         return
@@ -126,7 +126,7 @@ def initialise(network: nn.Module, name: str, cfg: Section, scale: int, init: st
         print(f"train.init: {path} holds no {name}, which starts from nothing", flush=True)
         return
     ignored = {"lpips_weight", "schedule"}  # how ATD is trained, not what it is
-    ours = {"scale": scale, name: cfg.model_dump(mode="json", exclude=ignored)}
+    ours: dict[str, Any] = {"scale": scale, name: cfg.model_dump(mode="json", exclude=ignored)}
     width, narrow = ours[name]["dim"], theirs[name]["dim"]
     fitting = {k: v for k, v in theirs[name].items() if k not in ignored}
     fitting |= {"dim": width} if width % narrow == 0 else {}

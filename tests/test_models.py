@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from conftest import fixture_file, params
 
 from upsr.models import ATD, UNet, build_atd, build_unet, load_official_atd, load_official_unet
+from upsr.models.widen import widen_atd, widen_unet
 from upsr.models.windows import attention_mask, merge, partition
 
 CPU = torch.device("cpu")
@@ -141,3 +142,37 @@ def test_every_weight_of_both_networks_learns():
     atd(torch.rand(2, 3, 16, 16)).square().sum().backward()
     for name, p in [*unet.named_parameters(), *atd.named_parameters()]:
         assert p.grad is not None and p.grad.abs().sum() > 0, name
+
+
+def scattered(network: torch.nn.Module) -> torch.nn.Module:
+    """Every weight away from where it begins, so that none goes without notice."""
+    for p in network.parameters():
+        p.data += 0.05 * torch.randn_like(p)
+    return network.eval()
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("flavour", ["real", "classical"])
+@pytest.mark.parametrize("dim", [32, 48])
+def test_a_widened_atd_is_the_same_function(flavour: str, dim: int):
+    narrow, wide = (build_atd(params(atd={"dim": d, "flavour": flavour}).atd, 4).eval() for d in (16, dim))
+    wide.load_state_dict(widen_atd(scattered(narrow).state_dict(), wide))
+    lr = torch.rand(2, 3, 19, 16)
+    assert distance(wide(lr), narrow(lr)) < 1e-5
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("branches", [1, 2])
+def test_a_widened_unet_is_the_same_function(branches: int):
+    narrow, wide = (build_unet(params(unet={"dim": d, "branches": branches}).unet, 4).eval() for d in (32, 64))
+    wide.load_state_dict(widen_unet(scattered(narrow).state_dict(), wide))
+    inputs = [torch.randn(2, 48, 8, 8), torch.tensor([0, 3]), torch.rand(2, 96, 8, 8), torch.rand(2, 1, 32, 32)]
+    assert distance(wide(*inputs), narrow(*inputs)) < 1e-5
+
+
+def test_the_copies_of_a_channel_learn_different_things():
+    narrow, wide = (build_atd(params(atd={"dim": d}).atd, 4) for d in (16, 32))
+    wide.load_state_dict(widen_atd(narrow.state_dict(), wide))
+    wide(torch.rand(1, 3, 16, 16)).square().sum().backward()
+    gradient = wide.conv_first.weight.grad
+    assert gradient is not None and distance(gradient[::2], gradient[1::2]) > 1e-2 * gradient.abs().max()

@@ -429,10 +429,25 @@ def test_a_training_starts_from_a_weights_file_that_fits(tmp_path: Path, capsys)
     assert same(ours, theirs)
     initialise(build_unet(p.unet, 4), "unet", p.unet, 4, str(tmp_path))
     assert "holds no unet, which starts from nothing" in capsys.readouterr().out
-    wide = params(atd={"dim": 32}).atd
-    with pytest.raises(CheckpointError, match=r"another network \(atd\.dim: 16 -> 32\)"):
+    wide = params(atd={"dim": 24}).atd
+    with pytest.raises(CheckpointError, match=r"another network \(atd\.dim: 16 -> 24\)"):
         initialise(build_atd(wide, 4), "atd", wide, 4, str(tmp_path))
     with pytest.raises(CheckpointError, match=r"scale: 4 -> 2"):
         initialise(build_atd(p.atd, 2), "atd", p.atd, 2, str(tmp_path))
     with pytest.raises(CheckpointError, match="no such weights file"):
         initialise(ours, "atd", p.atd, 4, str(tmp_path / "absent.safetensors"))
+
+
+def test_a_network_of_twice_the_width_starts_as_the_same_function(tmp_path: Path, capsys):
+    p, wide = params(), params(atd={"dim": 32}, unet={"dim": 32})
+    atd, unet = build_atd(p.atd, 4), build_unet(p.unet, 4)
+    weights = {f"{n}.{k}": v for n, x in (("atd", atd), ("unet", unet)) for k, v in x.state_dict().items()}
+    save_weights(tmp_path / "weights.safetensors", weights, {"scale": 4, "atd": p.atd, "unet": p.unet})
+    wide_atd, wide_unet = build_atd(wide.atd, 4), build_unet(wide.unet, 4)
+    initialise(wide_atd, "atd", wide.atd, 4, str(tmp_path))
+    initialise(wide_unet, "unet", wide.unet, 4, str(tmp_path))
+    assert capsys.readouterr().out.count("widened from 16 to 32") == 2
+    lr = torch.rand(1, 3, 16, 16)
+    assert torch.allclose(wide_atd(lr), atd(lr), atol=1e-5)
+    inputs = torch.rand(1, 48, 8, 8), torch.tensor([1]), torch.rand(1, 96, 8, 8)
+    assert torch.allclose(wide_unet(*inputs), unet(*inputs), atol=1e-5)

@@ -18,7 +18,9 @@ UNEVEN = 0.5  # shares are drawn from 1 ± this, before they are made to sum up 
 def widen_atd(narrow: dict[str, Tensor], atd: ATD) -> dict[str, Tensor]:
     """Weights of an ATD -> weights for `atd`, which is k times as wide and else the same: exactly its function."""
     wide, k = _widened(narrow, atd.state_dict(), unit=1)
-    normalised = atd.layers[0].residual_group.normalise  # a token of k copies of each value is √k as long before that
+    real = (
+        "layers.0.patch_embed.norm.weight" in narrow
+    )  # it normalises the tokens, and those of k copies are √k as long
     for name, value in wide.items():
         if name.endswith(".td"):
             value.copy_(narrow[name].repeat_interleave(k, 1))
@@ -26,9 +28,9 @@ def widen_atd(narrow: dict[str, Tensor], atd: ATD) -> dict[str, Tensor]:
             value[: len(value) // 3] /= math.sqrt(k)  # q·k has k times the terms, and 1/√d brings √k of it back
         elif name.endswith(".logit_scale"):
             value.clamp_(max=math.log(100)).sub_(math.log(k) / 2)  # which category attention does not do
-        elif normalised and name.endswith((".attn_atd.wk.weight", ".attn_atd.wv.weight")):
+        elif real and name.endswith((".attn_atd.wk.weight", ".attn_atd.wv.weight")):
             value *= math.sqrt(k)
-        elif normalised and name.endswith(".sigma"):
+        elif real and name.endswith(".sigma"):
             value += math.log(k) / 2
     return wide
 

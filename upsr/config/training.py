@@ -27,7 +27,7 @@ class Train(Section):
 
     init: str
     """What the trainings start from. `starter`: those that come along, where they fit; `none`: from nothing; or
-    a weights file, or a model's folder, whose networks must fit. Networks that are 2, 3, ... times as wide are fitted."""
+    a weights file, or a model's folder, whose networks must fit, or be widened: to 2, 3, ... times the width."""
     precision: Literal["fp32", "bf16", "fp16"]
     compile: bool
     channels_last: bool

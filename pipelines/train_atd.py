@@ -5,7 +5,7 @@ from pathlib import Path
 import torch.nn as nn
 
 from pipelines.stage import run
-from pipelines.training import WEIGHTS, begin, build_pairs, file_digest, finish, initialise, train
+from pipelines.training import WEIGHTS, begin, build_pairs, file_digest, finish, initial_weights, initialise, train
 from upsr.checkpoint import load_weights, save_weights
 from upsr.config import Atd, AtdRecipe, Params, Recipe, Section, load_params
 from upsr.models import ATD, build_atd
@@ -72,6 +72,7 @@ def train_atd(params: Params, recipe: Recipe, scale: int, folder: Path, body: Pa
         seed=params.seed,
         settings={**settings, "degradation": params.degradation},
         inputs={"x2_weights": file_digest(body)} if body else {},
+        init=initial_weights("atd", params.atd.dim, params.train.init),
         save=save,
         upscale=lambda atd, lr: atd(lr),
     )

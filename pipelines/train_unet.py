@@ -8,7 +8,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from pipelines.stage import run
-from pipelines.training import WEIGHTS, begin, build_pairs, file_digest, finish, initialise, train
+from pipelines.training import WEIGHTS, begin, build_pairs, file_digest, finish, initial_weights, initialise, train
 from upsr.checkpoint import load_weights, save_weights, section
 from upsr.config import Atd, Params, load_params
 from upsr.diffusion.denoiser import Denoiser, build_denoiser, upsample
@@ -69,6 +69,7 @@ def main() -> None:
         seed=params.seed,
         settings={**settings, "degradation": params.degradation},
         inputs={"atd_weights": file_digest(ATD)} | ({"edge_weights": file_digest(Path(detector))} if detector else {}),
+        init=initial_weights("unet", params.unet.dim, params.train.init),
         save=save,
         upscale=upscale,
     )

@@ -33,6 +33,7 @@ WEIGHTS = Path("data/metric_weights")
 LMDB = Path("data/train.lmdb")
 HELD_OUT = Path("data/benchmarks/holdout/HR")
 PREVIEWS = 3  # pictures on a preview sheet
+HOW_IT_IS_TRAINED = {"lpips_weight", "schedule"}  # what the section `atd` holds beside the network
 # What changes neither the weights nor which are chosen: a state goes on under other values of these.
 HOW_NOT_WHAT = {"init", "workers", "checkpointing", "preview_every", "save_every", "keep", "max_bad_steps"}
 
@@ -53,21 +54,22 @@ def train(
     seed: int,
     settings: Mapping[str, Section | int],
     inputs: dict[str, str],
+    init: Path | None,
     save: Callable[[Path, nn.Module], None],
     upscale: Callable[[nn.Module, Tensor], Tensor],
 ) -> None:
     """Trains one network below `folder`: weights, log, table of checkpoints, previews, and one MLflow run, `name`.
 
     `settings` are what the network and its pairs are made of, `inputs` the digests of the other files it learns
-    from; a state that belongs to other ones is refused. The last state stays until `finish`, so that a training that
-    has ended is not repeated.
+    from, `init` the weights file it begins from; a state that belongs to other ones is refused. The last state stays
+    until `finish`, so that a training that has ended is not repeated.
     """
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     dataset = PatchDataset(LMDB, recipe.patch, seed)
     validate, digest = validation(objective.pairs.degrade, shared, recipe, upscale)
     inputs = inputs | {"data": _data_digest(), "held_out": digest}
-    inputs |= {"init": file_digest(weights_file(shared.init))} if shared.init != "none" else {}
+    inputs |= {"init": file_digest(init)} if init else {}
     plain = {name: s.model_dump(mode="json") if isinstance(s, Section) else s for name, s in settings.items()}
     plain |= {"recipe": recipe.model_dump(mode="json"), "seed": seed}
     plain |= {"train": shared.model_dump(exclude=HOW_NOT_WHAT)}
@@ -112,23 +114,32 @@ def validation(
     return Validation(pairs, upscale, Lpips(WEIGHTS) if shared.select.lpips else None), digest
 
 
+def initial_weights(name: str, width: int, init: str) -> Path | None:
+    """The file that `atd` or `unet` begins from: of the starter weights the widest whose width divides this one's."""
+    if init != "starter":
+        return None if init == "none" else weights_file(init)
+    kind = {"atd": "atd", "unet": "upsr"}[name]
+    widths = [int(folder.name.removeprefix(f"{kind}-")) for folder in STARTERS.glob(f"{kind}-*")]
+    return weights_file(STARTERS / f"{kind}-{max(widths, key=lambda w: (width % w == 0, w))}")
+
+
 def initialise(network: nn.Module, name: str, cfg: Section, scale: int, init: str) -> None:
     """Gives a network the weights of that `name` in train.init, where there is one. Raises `CheckpointError`.
 
     Weights of a network whose width divides this one's are widened. The starter weights, of ATD and UNet, are for the
     networks they fit; any other starts from nothing.
     """
-    if init == "none":
+    ours: dict[str, Any] = {"scale": scale, name: cfg.model_dump(mode="json", exclude=HOW_IT_IS_TRAINED)}
+    width = ours[name]["dim"]
+    path = initial_weights(name, width, init)
+    if path is None:
         return
-    path = weights_file(STARTERS / "upsr-48" if init == "starter" else init)
     weights, theirs = load_weights(path)
     if name not in theirs:
         print(f"train.init: {path} holds no {name}, which starts from nothing", flush=True)
         return
-    ignored = {"lpips_weight", "schedule"}  # how ATD is trained, not what it is
-    ours: dict[str, Any] = {"scale": scale, name: cfg.model_dump(mode="json", exclude=ignored)}
-    width, narrow = ours[name]["dim"], theirs[name]["dim"]
-    fitting = {k: v for k, v in theirs[name].items() if k not in ignored}
+    narrow = theirs[name]["dim"]
+    fitting = {k: v for k, v in theirs[name].items() if k not in HOW_IT_IS_TRAINED}
     fitting |= {"dim": width} if width % narrow == 0 else {}
     wrong = differences({"scale": theirs["scale"], name: fitting}, ours)
     if wrong and init == "starter":

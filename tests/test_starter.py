@@ -1,5 +1,6 @@
 """The starter weights: there at once, better than bicubic, and what the sample scale begins from."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,17 @@ def test_the_sample_scale_begins_from_them(name: str, capsys):
     assert f"{name}: starts from" in capsys.readouterr().out
     assert any(not torch.equal(value, fresh[key]) for key, value in network.state_dict().items())
     assert all(value.dtype == torch.float32 for value in network.parameters())
+
+
+@pytest.mark.parametrize(("dim", "told"), [(96, "atd-96"), (144, "atd-48"), (192, "atd-96")])
+def test_a_width_begins_from_the_widest_starter_that_divides_it(dim: int, told: str, capsys):
+    params = parse(Params, yaml.safe_load((ROOT / "params.yaml").read_text()), "params.yaml")
+    lr = torch.rand(1, 3, 16, 16)
+    wide = build_atd(params.atd.model_copy(update={"dim": dim}), 4).eval()
+    initialise(wide, "atd", params.atd.model_copy(update={"dim": dim}), 4, "starter")
+    assert f"{told}{os.sep}weights.safetensors" in capsys.readouterr().out
+    with torch.inference_mode():
+        assert torch.allclose(wide(lr), Upscaler.from_pretrained(STARTERS / told).atd(lr), atol=1e-4)
 
 
 def test_upsr_stands_on_the_atd_that_comes_alone():

@@ -91,5 +91,5 @@ def test_a_network_that_they_do_not_fit_starts_from_nothing(capsys):
     torch.manual_seed(0)
     initialise(atd, "atd", wide, 4, "starter")
     told = capsys.readouterr().out
-    assert "starts from nothing" in told and "atd.dim: 48 -> 32" in told
+    assert "starts from nothing" in told and "atd.dim: 96 -> 32" in told
     assert all(torch.equal(a, b) for a, b in zip(atd.parameters(), build_atd(wide, 4).parameters(), strict=True))

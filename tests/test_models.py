@@ -162,9 +162,9 @@ def test_a_widened_atd_is_the_same_function(flavour: str, dim: int):
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("branches", [1, 2])
-def test_a_widened_unet_is_the_same_function(branches: int):
-    narrow, wide = (build_unet(params(unet={"dim": d, "branches": branches}).unet, 4).eval() for d in (32, 64))
+@pytest.mark.parametrize(("dims", "branches"), [((32, 64), 1), ((32, 64), 2), ((32, 96), 1), ((64, 128), 1)])
+def test_a_widened_unet_is_the_same_function(dims: tuple[int, int], branches: int):
+    narrow, wide = (build_unet(params(unet={"dim": d, "branches": branches}).unet, 4).eval() for d in dims)
     wide.load_state_dict(widen_unet(scattered(narrow).state_dict(), wide))
     inputs = [torch.randn(2, 48, 8, 8), torch.tensor([0, 3]), torch.rand(2, 96, 8, 8), torch.rand(2, 1, 32, 32)]
     assert distance(wide(*inputs), narrow(*inputs)) < 1e-5

@@ -69,6 +69,18 @@ def test_a_width_begins_from_the_widest_starter_that_divides_it(dim: int, told: 
         assert torch.allclose(wide(lr), Upscaler.from_pretrained(STARTERS / told).atd(lr), atol=1e-4)
 
 
+def test_the_starter_unet_widened_makes_the_same_picture():
+    upscaler = Upscaler.from_pretrained(STARTERS / "upsr-48")
+    lr = images.round8(images.resize(images.to_tensor(skimage.data.chelsea()[:128, :192]), (32, 48)))
+    narrow = upscaler.upscale(lr).picture
+    params = parse(Params, yaml.safe_load((ROOT / "params.yaml").read_text()), "params.yaml")
+    cfg = params.unet.model_copy(update={"dim": 96})
+    assert upscaler.diffuser is not None
+    upscaler.diffuser.denoiser.network = build_unet(cfg, 4).eval()
+    initialise(upscaler.diffuser.denoiser.network, "unet", cfg, 4, "starter")
+    assert psnr(upscaler.upscale(lr).picture, narrow) > 50
+
+
 def test_upsr_stands_on_the_atd_that_comes_alone():
     alone, within = (load_weights(STARTERS / name / "weights.safetensors")[0] for name in ("atd-48", "upsr-48"))
     assert all(torch.equal(value, within[key].to(value.dtype)) for key, value in alone.items())

@@ -18,9 +18,8 @@ UNEVEN = 0.5  # shares are drawn from 1 ± this, before they are made to sum up 
 def widen_atd(narrow: dict[str, Tensor], atd: ATD) -> dict[str, Tensor]:
     """Weights of an ATD -> weights for `atd`, which is k times as wide and else the same: exactly its function."""
     wide, k = _widened(narrow, atd.state_dict(), unit=1)
-    real = (
-        "layers.0.patch_embed.norm.weight" in narrow
-    )  # it normalises the tokens, and those of k copies are √k as long
+    # `real` normalises the tokens before each layer, and k copies of each value make a token √k as long.
+    real = "layers.0.patch_embed.norm.weight" in narrow
     for name, value in wide.items():
         if name.endswith(".td"):
             value.copy_(narrow[name].repeat_interleave(k, 1))
@@ -39,13 +38,14 @@ def widen_unet(narrow: dict[str, Tensor], unet: UNet) -> dict[str, Tensor]:
     """Weights of a UNet -> weights for `unet`, which is k times as wide and else the same.
 
     Copies stand side by side in units of the narrowest group of a normalisation, so that the groups hold what they
-    held. It is the same function wherever 32 groups fit into every normalisation; a width of 48 has one of 16, of
-    144 channels, whose groups mix a little.
+    held. It is the same function wherever 32 groups fit into every normalisation; a width of 48 has two of 144
+    channels in 16 groups, which 288 channels in 32 groups mix a little.
     """
     dim = narrow["time_embed.0.weight"].shape[1]
-    wide, k = _widened(narrow, unet.state_dict(), unit=dim // math.gcd(32, dim))
+    unit = dim // math.gcd(32, dim)
+    wide, k = _widened(narrow, unet.state_dict(), unit)
     embedding = torch.zeros_like(wide["time_embed.0.weight"])
-    embedding[:, ::k] = narrow["time_embed.0.weight"].repeat_interleave(k, 0)  # every k-th frequency is one of before
+    embedding[:, ::k] = _repeated(narrow["time_embed.0.weight"], 0, k, unit)  # every k-th frequency is one of before
     return wide | {"time_embed.0.weight": embedding}
 
 

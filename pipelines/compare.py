@@ -13,7 +13,7 @@ import pandas as pd
 
 from pipelines import tracking
 from upsr.evaluation.metrics import higher_is_better
-from upsr.images import atomic
+from upsr.files import atomic
 
 KEYS = ("uncertainty.variant", "unet.dim")
 # What changes the time or the look of a run, but not what it measures.

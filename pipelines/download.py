@@ -1,16 +1,17 @@
 """Stage `download`: photographs to train on, the held-out benchmark, and the weights of the metrics."""
 
-import zlib
+import os
 from pathlib import Path
 
 from tqdm import tqdm
 
 from pipelines.stage import run
 from upsr import images
+from upsr.acquisition import metric_weights, sources
+from upsr.acquisition.fetch import fetch
 from upsr.config import Params, load_params
-from upsr.data import metric_weights, whole_folder
-from upsr.data.download import fetch
 from upsr.degradation.second_order import build_degradation
+from upsr.files import whole_folder
 
 HOLDOUT = Path("data/benchmarks/holdout")
 
@@ -23,7 +24,7 @@ def degrade_holdout(params: Params) -> None:
     degrade = build_degradation(params.degradation, params.scale)
     with whole_folder(HOLDOUT / f"LRx{params.scale}") as folder:
         for path in tqdm(images.find(HOLDOUT / "HR"), desc="degrade", unit="picture", disable=None):
-            lr = degrade(images.to_tensor(images.read_rgb(path)), (zlib.crc32(path.stem.encode()),))
+            lr, _ = degrade.named(images.to_tensor(images.read_rgb(path)), path.stem)
             images.write(folder / f"{path.stem}.png", images.to_image(lr))
 
 
@@ -38,6 +39,8 @@ def main() -> None:
         max_side=params.data.holdout_side,
         scale=params.scale,
         on_corrupt=params.data.on_corrupt,
+        # An experiment in a copy of the project (DVC sets DVC_ROOT there) does not download again.
+        downloads=Path(os.environ.get("DVC_ROOT", ""), sources.ARCHIVES),
     )
     degrade_holdout(params)
     absent = {name: reason for name, reason in metric_weights.prepare(Path("data/metric_weights")).items() if reason}

@@ -1,7 +1,6 @@
 """Stage `evaluate`: bicubic, ATD and UPSR on every benchmark, measured by one protocol; one MLflow run."""
 
 import argparse
-import hashlib
 import json
 import os
 import resource
@@ -13,20 +12,18 @@ import cv2
 import numpy as np
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from pipelines import registry, tracking
-from pipelines.contest import Contest, Outcome, hold
-from pipelines.layers import MAPS
 from pipelines.stage import run
-from upsr.checkpoint import load_weights
 from upsr.config import Params, load_params
-from upsr.data import DataError
-from upsr.data.benchmarks import Benchmark, locate, open_benchmark
+from upsr.data.benchmarks import Benchmark, open_benchmarks
 from upsr.evaluation.metrics import Row
-from upsr.evaluation.spread import devices
+from upsr.evaluation.runs import EvaluationRun, Outcome, evaluate
+from upsr.evaluation.spread import all_devices
 from upsr.evaluation.statistics import showcase, summary, table
-from upsr.images import ImageError, atomic, read_rgb
+from upsr.files import DataError, atomic, sha256
+from upsr.images import read_rgb
+from upsr.pretrained import FILE, load_pretrained
 
 MODELS = {"bicubic": None, "atd": Path("models/atd"), "upsr": Path("models/unet")}
 SAMPLE_STEPS = 10_000  # fewer steps than this make a demonstration, not a model
@@ -37,22 +34,6 @@ NOTE = (
 SHEETS = 4  # pictures of a benchmark that MLflow keeps: the best and the worst
 SHEET_SIDE = 512
 PACKAGES = ("torch", "pyiqa", "numpy", "opencv-python-headless")
-
-
-def open_benchmarks(names: tuple[str, ...], scale: int) -> tuple[list[Benchmark], dict[str, str]]:
-    """The benchmarks at hand, and by name why others are absent and what to do."""
-    found, absent = [], {}
-    for name in tqdm(names, desc="benchmarks", disable=None):
-        try:
-            found.append(open_benchmark(locate(name), scale))
-        except (DataError, ImageError) as error:
-            absent[name] = str(error)
-    if not found:
-        raise DataError(f"evaluate.benchmarks: none of {', '.join(names)} is at hand: {'; '.join(absent.values())}")
-    twice = {b.name for b in found if [c.name for c in found].count(b.name) > 1}
-    if twice:
-        raise DataError(f"evaluate.benchmarks: two are called {min(twice)}: rename the folder of one")
-    return found, absent
 
 
 def identity(params: Params, benchmarks: list[Benchmark]) -> dict[str, Any]:
@@ -66,7 +47,7 @@ def identity(params: Params, benchmarks: list[Benchmark]) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "git_commit": tracking.git_commit(),
         "dvc_experiment": os.environ.get("DVC_EXP_NAME", ""),
-        "params_sha256": _sha256(Path("params.yaml")),
+        "params_sha256": sha256(Path("params.yaml")),
         "uncertainty": params.uncertainty.variant,
         "digests": {b.name: b.digest for b in benchmarks},
         "models": models,
@@ -76,16 +57,11 @@ def identity(params: Params, benchmarks: list[Benchmark]) -> dict[str, Any]:
 
 
 def _describe(folder: Path) -> dict[str, Any]:
-    path = folder / "weights.safetensors"
-    weights, settings = load_weights(path)
-    own = [v for k, v in weights.items() if k.startswith(f"{folder.name}.") and v.is_floating_point()]
-    parameters = sum(v.numel() for v in own)
-    return {"dim": settings[folder.name]["dim"], "parameters": parameters, "sha256": _sha256(path)}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """A network's facts; it is the part of its file that its folder is named after."""
+    path = folder / FILE
+    model = load_pretrained(path)
+    parameters = sum(v.numel() for v in model.parts[folder.name].values() if v.is_floating_point())
+    return {"dim": model.settings[folder.name]["dim"], "parameters": parameters, "sha256": sha256(path)}
 
 
 def peak_memory_mb() -> int:
@@ -134,9 +110,9 @@ def _record(experiment: str, params: Params, facts: dict[str, Any], outcome: Out
                 folder = out / "pictures" / benchmark / picture
                 tracker.picture(f"sheets/{benchmark}/{picture}.png", sheet(folder))
                 tracker.grid(f"{benchmark}/{picture}", read_rgb(folder / "upsr.png"))
-                for path in (p for name in MAPS if (p := folder / f"{name}.png").is_file()):
+                for path in sorted(p for p in folder.glob("*.png") if p.stem not in ("lr", *MODELS, "hr")):
                     tracker.picture(f"maps/{benchmark}/{picture}/{path.name}", read_rgb(path))
-        registry.register(tracker, Path("models/unet/weights.safetensors"), example)
+        registry.register(tracker, Path("models/unet", FILE), example)
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
@@ -176,7 +152,7 @@ def main() -> None:
     benchmarks, missing = open_benchmarks(params.evaluate.benchmarks, params.scale)
     for reason in missing.values():
         print(f"benchmark absent: {reason}", flush=True)
-    contest = Contest(
+    evaluation = EvaluationRun(
         models=MODELS,
         scale=params.scale,
         protocol=params.evaluate.protocol,
@@ -184,9 +160,9 @@ def main() -> None:
         weights=Path("data/metric_weights"),
         seed=params.seed,
         tile=params.evaluate.tile,
-        pictures=options.out / "pictures",
+        images=options.out / "pictures",
     )
-    outcome = hold(contest, benchmarks, params.evaluate.workers, devices())
+    outcome = evaluate(evaluation, benchmarks, params.evaluate.workers, all_devices())
     facts = identity(params, benchmarks) | {"peak_memory_mb": peak_memory_mb()}
     facts |= {"failed": outcome.failed, "absent": outcome.absent, "absent_benchmarks": missing}
     _write(options.out, outcome, facts, benchmarks)

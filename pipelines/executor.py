@@ -111,24 +111,14 @@ def gpus(configured: Sequence[str] | None) -> tuple[str, ...]:
 
 
 @contextmanager
-def device(gpus: Sequence[str], locks: Path) -> Iterator[Device]:
+def device(gpus: Sequence[str], locks: Path, log: Log = lambda _: None) -> Iterator[Device]:
     """Holds one of the GPUs, waiting for one that no other process holds; without any, the machine as such.
 
-    A lock file each below `locks`, held by the kernel: whoever dies gives its device back, and no server is asked.
+    A lock file each below `locks`, held by the kernel: a process that dies gives its device back, and no server is
+    asked.
     """
     with ExitStack() as files:
-        yield _first_free([Device(gpu, files.enter_context(_lock(gpu, locks))) for gpu in gpus or (None,)])
-
-
-def idle(gpus: Sequence[str], locks: Path) -> bool:
-    """Whether nobody holds any of them."""
-    for gpu in gpus or (None,):
-        with _lock(gpu, locks) as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return False
-    return True
+        yield _first_free([Device(gpu, files.enter_context(_lock(gpu, locks))) for gpu in gpus or (None,)], log)
 
 
 def _lock(gpu: str | None, locks: Path) -> IO[str]:
@@ -136,12 +126,16 @@ def _lock(gpu: str | None, locks: Path) -> IO[str]:
     return open(locks / (gpu or "cpu").replace("/", "-"), "a")
 
 
-def _first_free(devices: list[Device]) -> Device:
+def _first_free(devices: list[Device], log: Log) -> Device:
+    told = False
     while True:
         for one in devices:
             with suppress(BlockingIOError):
                 fcntl.flock(one.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return one
+        if not told:
+            log(f"waiting for a device: other jobs hold {', '.join(one.gpu or 'this machine' for one in devices)}")
+            told = True
         time.sleep(0.5)
 
 

@@ -1,34 +1,29 @@
 """Prefect: the only file that imports it. When stages and other jobs run, on which device, and how often again.
 
-What follows what stands in dvc.yaml; each job is a command in a child process.
+Stage order is defined in dvc.yaml; each job is a command in a child process.
 """
 
 import argparse
-import platform
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import chdir, contextmanager, nullcontext, suppress
+from contextlib import chdir, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from prefect import flow, get_client, get_run_logger, task
+from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
-from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
-from prefect.concurrency.sync import concurrency
-from prefect.exceptions import ObjectAlreadyExists
 from prefect.futures import wait
 from prefect.settings import get_current_settings
 from prefect.states import Completed, State
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from pipelines import executor, registry
-from pipelines import nightly as nights
-from pipelines import sweep as sweeps
+from pipelines import nightly as night_logic
+from pipelines import sweep as sweep_logic
 from upsr.config import Jobs, Params, load_params
 
 ROOT = Path(__file__).resolve().parents[1]
-GPU_LIMIT = f"gpu-{platform.node()}"  # a server may know several machines, each with its own GPUs
 GPU_STAGES = ("train", "evaluate")  # how their names begin
 RETRIES = {"download": 2}
 
@@ -53,7 +48,7 @@ def pipeline(force: bool = False, root: str | None = None) -> None:
 @task(retry_delay_seconds=10)
 def run_job(job: Job, folder: Path, where: Jobs | None) -> None:
     """Runs a command on a device of its own; without `where`, on what it finds, beside whatever else runs there."""
-    with gpu_slot(where) if where else nullcontext() as device:
+    with _device(where) if where else nullcontext() as device:
         executor.run(job.command, cwd=folder, log=get_run_logger().info, device=device)
 
 
@@ -100,32 +95,13 @@ def _project(root: str | None) -> Iterator[tuple[Path, Params]]:
     """The project's folder, which the block runs in, and its settings."""
     folder = Path(root).resolve() if root else ROOT
     with chdir(folder):
-        params = load_params()
-        prepare_gpu_slots(params.jobs)
-        yield folder, params
-
-
-def prepare_gpu_slots(where: Jobs) -> None:
-    """As many slots as GPUs, one without any; slots that nobody holds any more are free again.
-
-    A standing server frees a killed run's slot when its lease ends, unless it was started anew meanwhile; an embedded
-    one never does. Whether a device is really free its lock says, whatever the server thinks.
-    """
-    gpus = executor.gpus(where.devices)
-    with get_client(sync_client=True) as client:
-        with suppress(ObjectAlreadyExists):  # another flow that starts at this moment
-            client.upsert_global_concurrency_limit_by_name(GPU_LIMIT, max(1, len(gpus)))
-        if executor.idle(gpus, _locks()):
-            client.update_global_concurrency_limit(GPU_LIMIT, GlobalConcurrencyLimitUpdate(active_slots=0))
+        yield folder, load_params()
 
 
 @contextmanager
-def gpu_slot(where: Jobs) -> Iterator[executor.Device]:
-    """Waits for a GPU slot and holds it. A server that is lost meanwhile does not end a training."""
-    with (
-        concurrency(GPU_LIMIT, strict=True, lease_duration=60, raise_on_lease_renewal_failure=False),
-        executor.device(executor.gpus(where.devices), _locks()) as device,
-    ):
+def _device(where: Jobs) -> Iterator[executor.Device]:
+    """Waits for a device and holds it. Its lock file alone decides, whichever flow, process or server wants it."""
+    with executor.device(executor.gpus(where.devices), _locks(), get_run_logger().info) as device:
         yield device
 
 
@@ -139,22 +115,22 @@ def nightly(root: str | None = None) -> State[None]:
     on an improvement by the rule of params.yaml the candidate becomes champion.
     """
     with _project(root) as (folder, params):
-        night = nights.begin(params)
+        night = night_logic.begin(params)
         if not executor.gpus(params.jobs.devices):
             night.told.append("no GPU was found: evaluated on the CPU")
-        commands = nights.evaluations(night, params)
+        commands = night_logic.evaluations(night, params)
         failed = fan_out([Job(*job) for job in commands.items()], folder, params.jobs)
-        nights.judge(night, params.nightly)
-        record = nights.keep(night)
-        get_run_logger().info("%s\n%s", record, nights.markdown(night))
-        create_markdown_artifact(nights.markdown(night), key="nightly", description=f"Night of {night.name}")
+        night_logic.judge(night, params.nightly)
+        record = night_logic.keep(night)
+        get_run_logger().info("%s\n%s", record, night_logic.markdown(night))
+        create_markdown_artifact(night_logic.markdown(night), key="nightly", description=f"Night of {night.name}")
         if night.worse:
-            raise nights.Regression(nights.verdict(night))
+            raise night_logic.Regression(night_logic.verdict(night))
         if night.promotes:
             registry.promote(night.promotes)
         if failed:
             raise executor.JobsFailed(failed)
-        return Completed(message=nights.verdict(night))
+        return Completed(message=night_logic.verdict(night))
 
 
 @flow
@@ -162,11 +138,11 @@ def sweep(root: str | None = None) -> State[None]:
     """Runs the experiments of params.yaml's `sweep` that the commit at hand does not have, as many at once as there are
     devices."""
     with _project(root) as (folder, params):
-        names = sweeps.remaining(params)
+        names = sweep_logic.remaining(params)
         if not names:
             return Completed(message="all experiments are done; `dvc exp show` lists them")
-        with sweeps.recorded(params) as parent:
-            failed = fan_out([Job(name, sweeps.command(name, parent)) for name in names], folder, params.jobs)
+        with sweep_logic.recorded(params) as parent:
+            failed = fan_out([Job(name, sweep_logic.command(name, parent)) for name in names], folder, params.jobs)
             if failed:
                 raise executor.JobsFailed(failed)
         return Completed(message=f"{len(names)} experiments were run; `dvc exp show` lists them")

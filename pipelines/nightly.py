@@ -13,12 +13,13 @@ from typing import Any
 
 from pipelines import registry, tracking
 from upsr.config import Nightly, Params
-from upsr.data import DataError
 from upsr.data.benchmarks import locate, open_benchmark
-from upsr.images import ImageError, atomic
+from upsr.files import DataError, atomic, sha256
+from upsr.images import ImageError
+from upsr.pretrained import FILE
 
 REPORTS = Path("reports/nightly")
-LOCAL = Path("models/unet/weights.safetensors")  # the candidate where the registry has none
+LOCAL = Path("models/unet", FILE)  # the candidate where the registry has none
 Figures = Mapping[str, Mapping[str, float]]
 """Means: benchmark -> metric."""
 
@@ -202,7 +203,7 @@ def _models(told: list[str]) -> dict[str, Model]:
         models = {}
     if not models and LOCAL.is_file():
         told.append(f"the registry has no model: the candidate is {LOCAL}")
-        models = {"candidate": Model(str(LOCAL), None, registry.digest(LOCAL), LOCAL)}
+        models = {"candidate": Model(str(LOCAL), None, sha256(LOCAL), LOCAL)}
     if not models:
         told.append(f"there is no model: neither in the registry nor {LOCAL}")
     if len(models) == 2 and models["champion"].digest == models["candidate"].digest:
@@ -212,8 +213,8 @@ def _models(told: list[str]) -> dict[str, Model]:
 
 def _registered(number: str) -> Model:
     source = f"models:/{registry.NAME}/{number}"
-    weights = tracking.weights_of(source)
-    return Model(source, number, registry.digest(weights), weights)
+    weights = registry.weights_of(source)
+    return Model(source, number, sha256(weights), weights)
 
 
 def _figures(night: Night, role: str) -> dict[str, dict[str, float]]:

@@ -1,9 +1,9 @@
-"""MLflow's registry: the versions of `upsr`, and which of them is the champion.
+"""MLflow's registry: the versions of `upsr`, which of them is the champion, and their weights.
 
 Beside tracking.py, which the trainings depend on: a change here makes none of them stale.
 """
 
-import hashlib
+import os
 import re
 import shutil
 import tempfile
@@ -11,9 +11,12 @@ from functools import partial
 from importlib.metadata import requires, version
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
 from pipelines import tracking
-from upsr.checkpoint import load_weights
+from upsr.files import sha256
+from upsr.pretrained import FILE, load_pretrained
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -56,10 +59,52 @@ def promote(number: str) -> None:
     tracking.client().set_registered_model_alias(NAME, CHAMPION, number)
 
 
-def digest(weights: Path) -> str:
-    """The SHA-256 of a weights file: what tells that two versions, or a file and a version, are the same."""
-    with weights.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def weights_of(uri: str) -> Path:
+    """The weights file of a registered model, `models:/NAME@ALIAS` or `models:/NAME/VERSION`, or of a run,
+    `runs:/ID/PATH`. Of a store on this machine, the file itself; of a server, a copy. Raises `ValueError`.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        folder, key = _artifacts(tracking.client(), uri)
+        place = urlparse(folder)
+        local = Path(url2pathname(place.path)) if place.scheme in ("", "file") else _fetched(folder, key)
+    except (MlflowException, OSError) as error:
+        raise ValueError(
+            f"{uri}: MLflow at {tracking.store_address()[0]} does not give it: {tracking.one_line(error)}"
+        ) from None
+    found = sorted([local] if local.is_file() else local.rglob(FILE))
+    if not found:
+        raise ValueError(f"{uri}: {local} holds no {FILE}")
+    return found[0]
+
+
+def _artifacts(store: "MlflowClient", uri: str) -> tuple[str, str]:
+    """Where the artifacts of `uri` lie, and a name for their copy: the same name, the same weights."""
+    named = re.fullmatch(r"(?:models:/([^/@]+)(?:@(.+)|/(\d+)))|(?:runs:/([^/]+)/(.+))", uri)
+    if not named:
+        raise ValueError(f"{uri}: write models:/NAME@ALIAS, models:/NAME/VERSION or runs:/ID/PATH")
+    name, alias, number, run, path = named.groups()
+    if run:
+        return f"{store.get_run(run).info.artifact_uri}/{path}", f"{run}-{path.replace('/', '-')}"
+    version = store.get_model_version_by_alias(name, alias) if alias else store.get_model_version(name, number)
+    folder = store.get_model_version_download_uri(name, version.version)
+    digest = version.tags.get("sha256")  # of what the stage `evaluate` registered
+    return (f"{folder}/data/{FILE}", digest) if digest else (folder, f"{name}-{version.version}")
+
+
+def _fetched(address: str, key: str) -> Path:
+    """A copy of a server's file or folder, made once."""
+    from mlflow.artifacts import download_artifacts
+
+    target = Path.home() / ".cache" / "upsr" / key
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            download_artifacts(address, dst_path=folder, tracking_uri=tracking.store_address()[0])
+            os.replace(folder, target)
+            os.mkdir(folder)  # for TemporaryDirectory to remove
+    return target
 
 
 def _newest(store: "MlflowClient") -> "ModelVersion | None":
@@ -67,19 +112,19 @@ def _newest(store: "MlflowClient") -> "ModelVersion | None":
 
 
 def _register(weights: Path, example: Path, store: "MlflowClient", run: str) -> None:
-    sha256 = digest(weights)
+    digest = sha256(weights)
     latest = _newest(store)
-    if latest and latest.tags.get("sha256") == sha256:
+    if latest and latest.tags.get("sha256") == digest:
         return
     with tempfile.TemporaryDirectory() as folder:
-        named = Path(folder) / tracking.WEIGHTS
+        named = Path(folder) / FILE
         named.symlink_to(weights.resolve())
         _save(Path(folder) / "model", named, example)
         store.log_artifacts(run, f"{folder}/model", "model")
     if not store.search_registered_models(f"name = '{NAME}'"):
         store.create_registered_model(NAME, description=ABOUT)
-    _, settings = load_weights(weights)
-    tags = {"sha256": sha256, "licence": LICENCE, "scale": str(settings["scale"])}
+    settings = load_pretrained(weights).settings
+    tags = {"sha256": digest, "licence": LICENCE, "scale": str(settings["scale"])}
     if "unet" in settings:
         tags |= {"uncertainty.variant": settings["uncertainty"]["variant"], "unet.dim": str(settings["unet"]["dim"])}
     store.create_model_version(NAME, f"{store.get_run(run).info.artifact_uri}/model", run, tags=tags)
@@ -91,13 +136,15 @@ def _save(folder: Path, weights: Path, example: Path) -> None:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
+    code = folder.parent / "upsr"  # the library without the bundled weights
+    shutil.copytree(ROOT / "upsr", code, ignore=shutil.ignore_patterns("bundled", "__pycache__"))
     given = Schema([ColSpec("binary", "image")])
     options = ParamSchema([ParamSpec("seed", "long", 0), ParamSpec("tile", "long", 128)])
     pyfunc.save_model(
         folder,
         loader_module="upsr.inference.served",
         data_path=str(weights),
-        code_paths=[str(ROOT / "upsr")],
+        code_paths=[str(code)],
         signature=ModelSignature(given, Schema([ColSpec("binary")]), options),
         input_example=pd.DataFrame({"image": [example.read_bytes()]}),
         pip_requirements=_requirements(),

@@ -10,12 +10,12 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipelines.charts import Curve, Scatter, curve, scatter
-from pipelines.layers import Layers, read_layers
+from pipelines.report_images import ReportImages, read_images
 from pipelines.stage import run
 from upsr.config import ConfigError, load_params
 from upsr.evaluation.metrics import higher_is_better
 from upsr.evaluation.statistics import showcase
-from upsr.images import atomic
+from upsr.files import atomic
 
 LABELS = {
     "lr": "LR",
@@ -66,7 +66,7 @@ class Table:
 @dataclass(frozen=True)
 class Picture:
     name: str
-    layers: Layers
+    images: ReportImages
     table: Table
 
 
@@ -148,7 +148,7 @@ def _results(
         gains=_gains(means),
         plane=scatter(plane) if plane else None,
         ranked_by=ranked_by,
-        pictures=[Picture(p, read_layers(folder / p), _values("Model", values[p])) for p in chosen],
+        pictures=[Picture(p, read_images(folder / p, set(means)), _values("Model", values[p])) for p in chosen],
         every=_values("Picture", {p: models["upsr"] for p, models in values.items() if "upsr" in models}, best=False),
     )
 

@@ -25,7 +25,7 @@ from ruamel.yaml import YAML
 from pipelines import executor, tracking
 from pipelines.stage import run
 from upsr.config import ConfigError, Params, load_params, parse
-from upsr.images import atomic
+from upsr.files import atomic
 
 PARAMS = Path("params.yaml")
 LOCK = Path("dvc.lock")

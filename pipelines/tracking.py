@@ -1,6 +1,7 @@
-"""MLflow: the only file that imports it. A store that is down, or absent, never stops a training.
+"""MLflow's runs. A store that is down, or absent, never stops a training.
 
-Runs of the main checkout, of its git worktrees and of DVC's temporary copies land in one store.
+Runs of the main checkout, of its git worktrees and of DVC's temporary copies land in one store. Only this file and
+registry.py (MLflow's models) import mlflow: two, so that a change to the registry makes no training stale.
 """
 
 import fcntl
@@ -8,7 +9,6 @@ import logging
 import os
 import re
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,8 +16,6 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlparse
-from urllib.request import url2pathname
 
 import numpy as np
 import yaml
@@ -29,7 +27,6 @@ FLUSH_SECONDS = 5.0
 LONGEST_PAUSE = 600.0
 METRICS_A_CALL = 1000  # the store's limits
 PARAMS_A_CALL = 100
-WEIGHTS = "weights.safetensors"
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # `Tracker` tries again itself, without holding up the training
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
@@ -122,14 +119,14 @@ class Tracker:
             except Exception as error:
                 if may_pass(error):
                     raise
-                log.warning("MLflow: a call was refused and is left out: %s", _one_line(error))
+                log.warning("MLflow: a call was refused and is left out: %s", one_line(error))
             del self._calls[0]
 
     def _postpone(self, error: Exception) -> None:
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
         if not self._told:
             text = "MLflow at %s: %s. The run goes on; its record is kept in memory and tried again until the end"
-            log.warning(text, _store()[0], _one_line(error))
+            log.warning(text, store_address()[0], one_line(error))
         self._told = True
 
 
@@ -189,62 +186,16 @@ def client() -> "MlflowClient":
         os.environ.setdefault(key, value)
     from mlflow import MlflowClient
 
-    uri, folder = _store()
+    uri, folder = store_address()
     with _alone(folder):
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
     return client
 
 
-def weights_of(uri: str) -> Path:
-    """The weights file of a registered model, `models:/NAME@ALIAS` or `models:/NAME/VERSION`, or of a run,
-    `runs:/ID/PATH`. Of a store on this machine, the file itself; of a server, a copy. Raises `ValueError`.
-    """
-    from mlflow.exceptions import MlflowException
-
-    try:
-        folder, key = _artifacts(client(), uri)
-        place = urlparse(folder)
-        local = Path(url2pathname(place.path)) if place.scheme in ("", "file") else _fetched(folder, key)
-    except (MlflowException, OSError) as error:
-        raise ValueError(f"{uri}: MLflow at {_store()[0]} does not give it: {_one_line(error)}") from None
-    found = sorted([local] if local.is_file() else local.rglob(WEIGHTS))
-    if not found:
-        raise ValueError(f"{uri}: {local} holds no {WEIGHTS}")
-    return found[0]
-
-
-def _artifacts(store: "MlflowClient", uri: str) -> tuple[str, str]:
-    """Where the artifacts of `uri` lie, and a name for their copy: the same name, the same weights."""
-    named = re.fullmatch(r"(?:models:/([^/@]+)(?:@(.+)|/(\d+)))|(?:runs:/([^/]+)/(.+))", uri)
-    if not named:
-        raise ValueError(f"{uri}: write models:/NAME@ALIAS, models:/NAME/VERSION or runs:/ID/PATH")
-    name, alias, number, run, path = named.groups()
-    if run:
-        return f"{store.get_run(run).info.artifact_uri}/{path}", f"{run}-{path.replace('/', '-')}"
-    version = store.get_model_version_by_alias(name, alias) if alias else store.get_model_version(name, number)
-    folder = store.get_model_version_download_uri(name, version.version)
-    digest = version.tags.get("sha256")  # of what the stage `evaluate` registered
-    return (f"{folder}/data/{WEIGHTS}", digest) if digest else (folder, f"{name}-{version.version}")
-
-
-def _fetched(address: str, key: str) -> Path:
-    """A copy of a server's file or folder, made once."""
-    from mlflow.artifacts import download_artifacts
-
-    target = Path.home() / ".cache" / "upsr" / key
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            download_artifacts(address, dst_path=folder, tracking_uri=_store()[0])
-            os.replace(folder, target)
-            os.mkdir(folder)  # for TemporaryDirectory to remove
-    return target
-
-
 def _connect(experiment: str, name: str, run_id: str | None) -> tuple["MlflowClient", str]:
     store = client()
-    folder = _store()[1]
+    folder = store_address()[1]
     with _alone(folder):
         experiment_id = _experiment(store, experiment, folder)
     if run_id and _continued(store, run_id):
@@ -252,7 +203,7 @@ def _connect(experiment: str, name: str, run_id: str | None) -> tuple["MlflowCli
     return store, store.create_run(experiment_id, run_name=name).info.run_id
 
 
-def _store() -> tuple[str, Path | None]:
+def store_address() -> tuple[str, Path | None]:
     """The store's address, and the folder of a local one (None: a server, which keeps its artifacts itself)."""
     uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     if not uri.startswith("sqlite:///"):
@@ -327,7 +278,7 @@ def may_pass(error: Exception) -> bool:
     return isinstance(error, requests.ConnectionError | requests.Timeout)
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 

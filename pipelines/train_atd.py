@@ -1,15 +1,16 @@
-"""Stage `train_atd`: the auxiliary network g, on pairs degraded as it learns, from nothing or from a ×2 network."""
+"""Stage `train_atd`: the auxiliary network g, on pairs degraded as it learns, from scratch or from a ×2 network."""
 
 from pathlib import Path
 
 import torch.nn as nn
 
 from pipelines.stage import run
-from pipelines.training import WEIGHTS, begin, build_pairs, file_digest, finish, initial_weights, initialise, train
-from upsr.checkpoint import load_weights, save_weights
+from pipelines.training import WEIGHTS, begin, build_pairs, finish, short_digest, train
 from upsr.config import Atd, AtdRecipe, Params, Recipe, Section, load_params
 from upsr.models import ATD, build_atd
-from upsr.training.objectives import AtdObjective
+from upsr.pretrained import FILE, load_pretrained, save_pretrained
+from upsr.training.atd_objective import AtdObjective
+from upsr.training.initial import initial_weights, initialise
 from upsr.training.perceptual import PerceptualLoss
 from upsr.training.state import TrainingError
 
@@ -25,7 +26,7 @@ def main() -> None:
     if params.atd.schedule == "x2_then_x4":
         _refuse_an_orphan()
         train_atd(params, recipe_x2(recipe), 2, X2, None)
-        body = X2 / "weights.safetensors"
+        body = X2 / FILE
     train_atd(params, own_recipe(recipe), params.scale, FOLDER, body)
     finish(FOLDER, X2)
 
@@ -50,7 +51,7 @@ def recipe_x2(cfg: AtdRecipe) -> Recipe:
 
 
 def train_atd(params: Params, recipe: Recipe, scale: int, folder: Path, body: Path | None) -> None:
-    """Trains ATD for one scale, from nothing or from the body of the network in the file `body`."""
+    """Trains ATD for one scale, from scratch or from the body of the network in the file `body`."""
     settings: dict[str, Section | int] = {"scale": scale, "atd": params.atd}
 
     def build() -> ATD:
@@ -59,7 +60,7 @@ def train_atd(params: Params, recipe: Recipe, scale: int, folder: Path, body: Pa
         return atd
 
     def save(path: Path, atd: nn.Module) -> None:
-        save_weights(path, {f"atd.{k}": v for k, v in atd.state_dict().items()}, settings)
+        save_pretrained(path, {"atd": atd.state_dict()}, settings)
 
     train(
         "train-atd",
@@ -71,7 +72,7 @@ def train_atd(params: Params, recipe: Recipe, scale: int, folder: Path, body: Pa
         shared=params.train,
         seed=params.seed,
         settings={**settings, "degradation": params.degradation},
-        inputs={"x2_weights": file_digest(body)} if body else {},
+        inputs={"x2_weights": short_digest(body)} if body else {},
         init=initial_weights("atd", params.atd.dim, params.train.init),
         save=save,
         upscale=lambda atd, lr: atd(lr),
@@ -88,8 +89,8 @@ def fresh_atd(cfg: Atd, scale: int, body: Path | None) -> ATD:
     """A new network, or one whose weights but the upsampler's are those of the file `body`."""
     atd = build_atd(cfg, scale)
     if body is not None:
-        weights = {k.removeprefix("atd."): v for k, v in load_weights(body)[0].items()}
-        atd.load_state_dict(atd.state_dict() | {k: v for k, v in weights.items() if not k.startswith("upsample.")})
+        weights = {k: v for k, v in load_pretrained(body).parts["atd"].items() if not k.startswith("upsample.")}
+        atd.load_state_dict(atd.state_dict() | weights)
     return atd
 
 

@@ -1,6 +1,5 @@
 """Stage `train_unet`: the denoiser, with g frozen."""
 
-import re
 from pathlib import Path
 from typing import cast
 
@@ -8,19 +7,20 @@ import torch.nn as nn
 from torch import Tensor
 
 from pipelines.stage import run
-from pipelines.training import WEIGHTS, begin, build_pairs, file_digest, finish, initial_weights, initialise, train
-from upsr.checkpoint import load_weights, save_weights, section
+from pipelines.training import WEIGHTS, begin, build_pairs, finish, short_digest, train
 from upsr.config import Atd, Params, load_params
 from upsr.diffusion.denoiser import Denoiser, build_denoiser, upsample
+from upsr.diffusion.diffuser import Diffuser
 from upsr.diffusion.noise import field
 from upsr.diffusion.uncertainty import load_edge_detector
-from upsr.inference.upscaler import Diffuser
 from upsr.models import build_atd, build_unet
-from upsr.training.objectives import UnetObjective
+from upsr.pretrained import FILE, load_pretrained, save_pretrained
+from upsr.training.initial import initial_weights, initialise
 from upsr.training.perceptual import PerceptualLoss
+from upsr.training.unet_objective import UnetObjective
 
 FOLDER = Path("models/unet")
-ATD = Path("models/atd/weights.safetensors")
+ATD = Path("models/atd", FILE)
 
 
 def main() -> None:
@@ -28,10 +28,10 @@ def main() -> None:
     recipe = params.train_unet
     detector = params.uncertainty.edge_weights if params.uncertainty.edges == "dexined" else None
     begin(FOLDER)
-    atd_weights, atd_settings = load_weights(ATD)
-    atd_section = section(atd_settings, "atd", Atd, ATD)
+    trained = load_pretrained(ATD)
+    atd_section = trained.section("atd", Atd)
     atd = build_atd(atd_section, params.scale)
-    atd.load_state_dict({k.removeprefix("atd."): v for k, v in atd_weights.items()})
+    atd.load_state_dict(trained.parts["atd"])
     settings = {
         "scale": params.scale,
         "atd": atd_section,
@@ -49,14 +49,15 @@ def main() -> None:
 
     def save(path: Path, denoiser: nn.Module) -> None:
         """One file with both networks: it is enough to upscale."""
-        own = {re.sub("^network", "unet", k): v for k, v in denoiser.state_dict().items()}
-        save_weights(path, own | atd_weights, settings)
+        own = cast(Denoiser, denoiser)
+        parts = {"atd": trained.parts["atd"], "unet": own.network.state_dict()}
+        save_pretrained(path, parts | {"uncertainty": own.uncertainty.state_dict()}, settings)
 
     def upscale(denoiser: nn.Module, lr: Tensor) -> Tensor:
         diffuser = Diffuser(cast(Denoiser, denoiser), params.diffusion.sampler_eta, multiple=1)
         y_up, sr = upsample(lr, params.scale), atd(lr)
         noise = lambda t: field(params.seed, t, 0, 0, *sr.shape[2:]).to(sr.device)  # noqa: E731
-        return diffuser(y_up, sr, noise, diffuser.look(lr))[0]
+        return diffuser(y_up, sr, noise, diffuser.analyse(lr))[0]
 
     train(
         "train-unet",
@@ -68,7 +69,8 @@ def main() -> None:
         shared=params.train,
         seed=params.seed,
         settings={**settings, "degradation": params.degradation},
-        inputs={"atd_weights": file_digest(ATD)} | ({"edge_weights": file_digest(Path(detector))} if detector else {}),
+        inputs={"atd_weights": short_digest(ATD)}
+        | ({"edge_weights": short_digest(Path(detector))} if detector else {}),
         init=initial_weights("unet", params.unet.dim, params.train.init),
         save=save,
         upscale=upscale,

@@ -5,7 +5,6 @@ import hashlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,26 +13,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipelines import tracking
-from upsr.checkpoint import STARTERS, CheckpointError, load_weights, weights_file
 from upsr.config import Degradation, Recipe, Section, Train
 from upsr.data.datasets import PatchDataset
 from upsr.degradation.pair_pool import PairPool
 from upsr.degradation.second_order import SecondOrder, build_degradation
+from upsr.files import sha256
 from upsr.images import find, resize, to_image, write
-from upsr.models import ATD, UNet
-from upsr.models.widen import widen_atd, widen_unet
 from upsr.training.loop import fit
 from upsr.training.memory import memory_errors_in_one_line
-from upsr.training.objectives import AtdObjective, Pairs, UnetObjective
+from upsr.training.pairs import Objective, Pairs
 from upsr.training.perceptual import Lpips
-from upsr.training.state import clear, differences
+from upsr.training.state import clear
 from upsr.training.validation import Validation, held_out
 
 WEIGHTS = Path("data/metric_weights")
 LMDB = Path("data/train.lmdb")
 HELD_OUT = Path("data/benchmarks/holdout/HR")
-PREVIEWS = 3  # pictures on a preview sheet
-HOW_IT_IS_TRAINED = {"lpips_weight", "schedule"}  # what the section `atd` holds beside the network
+PREVIEWS = 3  # images on a preview sheet
 # What changes neither the weights nor which are chosen: a state goes on under other values of these.
 HOW_NOT_WHAT = {"init", "workers", "checkpointing", "preview_every", "save_every", "keep", "max_bad_steps"}
 
@@ -47,7 +43,7 @@ def train(
     name: str,
     folder: Path,
     build: Callable[[], nn.Module],
-    objective: AtdObjective | UnetObjective,
+    objective: Objective,
     *,
     recipe: Recipe,
     shared: Train,
@@ -69,7 +65,7 @@ def train(
     dataset = PatchDataset(LMDB, recipe.patch, seed)
     validate, digest = validation(objective.pairs.degrade, shared, recipe, upscale)
     inputs = inputs | {"data": _data_digest(), "held_out": digest}
-    inputs |= {"init": file_digest(init)} if init else {}
+    inputs |= {"init": short_digest(init)} if init else {}
     plain = {name: s.model_dump(mode="json") if isinstance(s, Section) else s for name, s in settings.items()}
     plain |= {"recipe": recipe.model_dump(mode="json"), "seed": seed}
     plain |= {"train": shared.model_dump(exclude=HOW_NOT_WHAT)}
@@ -109,49 +105,9 @@ def validation(
 ) -> tuple[Validation, str]:
     """What checkpoints are chosen by, and the digest of its pictures."""
     pictures = find(HELD_OUT)[: shared.validate_pictures]
-    digest = hashlib.sha256("".join(file_digest(path) for path in pictures).encode()).hexdigest()[:16]
+    digest = hashlib.sha256("".join(short_digest(path) for path in pictures).encode()).hexdigest()[:16]
     pairs = held_out(pictures, degrade, recipe.patch)
     return Validation(pairs, upscale, Lpips(WEIGHTS) if shared.select.lpips else None), digest
-
-
-def initial_weights(name: str, width: int, init: str) -> Path | None:
-    """The file that `atd` or `unet` begins from: of the starter weights the widest whose width divides this one's."""
-    if init != "starter":
-        return None if init == "none" else weights_file(init)
-    kind = {"atd": "atd", "unet": "upsr"}[name]
-    widths = [int(folder.name.removeprefix(f"{kind}-")) for folder in STARTERS.glob(f"{kind}-*")]
-    return weights_file(STARTERS / f"{kind}-{max(widths, key=lambda w: (width % w == 0, w))}")
-
-
-def initialise(network: nn.Module, name: str, cfg: Section, scale: int, init: str) -> None:
-    """Gives a network the weights of that `name` in train.init, where there is one. Raises `CheckpointError`.
-
-    Weights of a network whose width divides this one's are widened. The starter weights, of ATD and UNet, are for the
-    networks they fit; any other starts from nothing.
-    """
-    ours: dict[str, Any] = {"scale": scale, name: cfg.model_dump(mode="json", exclude=HOW_IT_IS_TRAINED)}
-    width = ours[name]["dim"]
-    path = initial_weights(name, width, init)
-    if path is None:
-        return
-    weights, theirs = load_weights(path)
-    if name not in theirs:
-        print(f"train.init: {path} holds no {name}, which starts from nothing", flush=True)
-        return
-    narrow = theirs[name]["dim"]
-    fitting = {k: v for k, v in theirs[name].items() if k not in HOW_IT_IS_TRAINED}
-    fitting |= {"dim": width} if width % narrow == 0 else {}
-    wrong = differences({"scale": theirs["scale"], name: fitting}, ours)
-    if wrong and init == "starter":
-        print(f"{name}: starts from nothing; the starter weights are another network ({'; '.join(wrong)})", flush=True)
-        return
-    if wrong:
-        raise CheckpointError(f"train.init: {path} is another network ({'; '.join(wrong)}): set the values of the file")
-    own = {k.removeprefix(f"{name}."): v for k, v in weights.items() if k.startswith(f"{name}.")}
-    if width != narrow:
-        own = widen_atd(own, network) if isinstance(network, ATD) else widen_unet(own, cast(UNet, network))
-    network.load_state_dict(own)
-    print(f"{name}: starts from {path}" + f", widened from {narrow} to {width}" * (width != narrow), flush=True)
 
 
 def begin(*folders: Path) -> None:
@@ -174,9 +130,9 @@ def _data_digest() -> str:
     return (LMDB / "sha256").read_text().strip()[:16]
 
 
-def file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+def short_digest(path: Path) -> str:
+    """Enough of a file's SHA-256 to tell inputs apart, in MLflow's tags and in a state's identity."""
+    return sha256(path)[:16]
 
 
 @torch.inference_mode()

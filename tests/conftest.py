@@ -18,8 +18,11 @@ import torch
 import yaml
 from safetensors import safe_open
 
+from upsr.acquisition.metric_weights import prepare
 from upsr.config import Params, parse
-from upsr.data.metric_weights import prepare
+from upsr.diffusion.uncertainty import build_uncertainty
+from upsr.models import build_atd, build_unet
+from upsr.pretrained import FILE, save_pretrained
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -58,15 +61,25 @@ def params(**changes: Any) -> Params:
     return parse(Params, settings(**changes), "test")
 
 
+def save_model(folder: Path, p: Params) -> Path:
+    """An untrained UPSR of these settings in `folder`, as a training leaves it."""
+    torch.manual_seed(0)
+    parts = {"atd": build_atd(p.atd, p.scale).state_dict(), "unet": build_unet(p.unet, p.scale).state_dict()}
+    parts["uncertainty"] = build_uncertainty(p.uncertainty).state_dict()
+    settings = {"scale": p.scale, "atd": p.atd, "unet": p.unet, "diffusion": p.diffusion, "uncertainty": p.uncertainty}
+    save_pretrained(folder / FILE, parts, settings)
+    return folder
+
+
 def imports(path: Path, *packages: str) -> set[str]:
-    """The modules of some packages that a file imports, anywhere in it."""
+    """The modules that a file imports, anywhere in it: of some packages, or all."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {name.name for name in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             found |= {node.module} | {f"{node.module}.{name.name}" for name in node.names}
-    return {name for name in found if name.split(".")[0] in packages}
+    return {name for name in found if not packages or name.split(".")[0] in packages}
 
 
 def fixture_file(name: str) -> tuple[dict[str, Any], dict[str, torch.Tensor], dict[str, torch.Tensor]]:

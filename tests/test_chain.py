@@ -15,8 +15,8 @@ import pytest
 import yaml
 from conftest import ROOT, settings
 
-from upsr.checkpoint import load_weights
 from upsr.images import read, write
+from upsr.pretrained import load_pretrained
 
 pytestmark = pytest.mark.slow
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_", "PREFECT_"))} | {
@@ -77,9 +77,9 @@ def test_the_chain_leaves_what_it_promises(project: Project):
     assert set(means) == {"bicubic", "atd", "upsr"}
     assert all({"psnr", "ssim", "lpips", "seconds"} <= set(values) for values in means.values())
     for network in ("atd", "unet"):
-        weights, written = load_weights(project.root / "models" / network / "weights.safetensors")
-        assert written[network]["dim"] == 16
-        assert any(name.startswith(f"{network}.") for name in weights)
+        model = load_pretrained(project.root / "models" / network / "weights.safetensors")
+        assert model.settings[network]["dim"] == 16
+        assert network in model.parts
         assert not list((project.root / "models" / network).glob("state-*"))
     page = (project.root / "reports" / "index.html").read_text()
     assert f"{means['upsr']['psnr']:.2f}" in page

@@ -74,7 +74,7 @@ def test_plain_and_degraded_pictures_share_a_sheet(project: Path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["hr", "-o", "hr"], "a.png: the result would replace the picture"),
+        (["hr", "-o", "hr"], "a.png: the result would replace the image"),
         (["nowhere.png", "-o", "x"], "nowhere.png: cannot be read"),
     ],
 )
@@ -96,7 +96,7 @@ def test_doctor_tells_what_is_there_and_what_to_do(project: Path, capsys):
         "  ok  data/train.lmdb: 3 pictures, every byte as packed",
         "  ok  data/subimages: 3 pictures",
         "  --  data/hr: nothing: run `dvc repro download`",
-        "  ok  Set5: 5 pictures",
+        "  ok  Set5: 5 images",
         "  --  Urban100: absent (100 pairs): get https://",
     ):
         assert any(line.startswith(start) for line in lines), start
@@ -120,5 +120,5 @@ def test_bench_prints_figures_and_keeps_nothing(what: list[str], tmp_path: Path,
     monkeypatch.chdir(tmp_path)
     shutil.copy(ROOT / "params.yaml", tmp_path)
     main(["bench", *what])
-    assert "pictures/s" in capsys.readouterr().out
+    assert "images/s" in capsys.readouterr().out
     assert [p.name for p in tmp_path.iterdir()] == ["params.yaml"]

@@ -14,13 +14,13 @@ import torch
 from torch.utils.data import DataLoader
 
 from upsr import images
-from upsr.data import DataError
+from upsr.acquisition.fetch import fetch
+from upsr.acquisition.sources import SAMPLES
 from upsr.data.benchmarks import open_benchmark
 from upsr.data.datasets import PatchDataset, step_batches
-from upsr.data.download import fetch
 from upsr.data.lmdb_store import FIRST_MAP, Reader, pack
-from upsr.data.sources import SAMPLES
 from upsr.data.subimages import crop, positions
+from upsr.files import DataError
 
 
 def picture(height, width, seed=0):
@@ -137,7 +137,7 @@ def test_the_users_folder_is_never_written_to(album, tmp_path):
 
 def test_two_pictures_of_one_name_are_refused(album, tmp_path):
     images.write(album / "photo.png", picture(9, 9))
-    with pytest.raises(DataError, match=r"photo\.png: has the name of photo\.jpg"):
+    with pytest.raises(DataError, match=r"photo\.png: photo\.jpg has the same name"):
         take(tmp_path)
 
 

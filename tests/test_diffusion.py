@@ -5,13 +5,15 @@ import torch
 from conftest import fixture_file, params
 from torch import Tensor
 
-from upsr.diffusion.denoiser import Denoiser, to_signed, to_unit
+from upsr.diffusion.denoiser import Denoiser
 from upsr.diffusion.noise import field
 from upsr.diffusion.process import Process, build_process
 from upsr.diffusion.samplers import sample
 from upsr.diffusion.schedule import respace, sqrt_eta_schedule
-from upsr.diffusion.uncertainty import Isotropic, Residual, Variant, nothing
-from upsr.models import load_official_unet
+from upsr.diffusion.uncertainty import Isotropic, Residual, Variant, no_analysis
+from upsr.images import to_signed, to_unit
+from upsr.models import build_unet
+from upsr.official import DERIVED, read_unet
 
 PLAIN = {"scale": 4, "uncertainty": Isotropic(), "condition": ["sr", "bicubic"]}
 PAPER = {"kappa": 2.5, "min_noise": 0.2, "end": 0.99}
@@ -36,7 +38,7 @@ def weight_like(x: Tensor) -> Tensor:
 
 def weight_of(uncertainty: Variant, y_up: Tensor, g_y: Tensor) -> Tensor:
     """The weight of a variant that takes nothing from y."""
-    return uncertainty.weigher(y_up, g_y, nothing(y_up), [0, 1])(1, y_up, y_up)
+    return uncertainty.weigher(y_up, g_y, no_analysis(y_up), [0, 1])(1, y_up, y_up)
 
 
 # Parity
@@ -63,9 +65,11 @@ def test_forward_posterior_and_weight_are_the_released_ones():
 @torch.inference_mode()
 def test_loss_and_sampler_are_the_released_ones():
     _, _, f = fixture_file("diffusion")
-    config, state, _ = fixture_file("unet")
+    _, state, _ = fixture_file("unet")
+    network = build_unet(*read_unet(state)).eval()
+    network.load_state_dict({k: v for k, v in state.items() if not k.endswith(DERIVED)})
     denoiser = Denoiser(
-        load_official_unet(state, config),
+        network,
         process(),
         scale=4,
         uncertainty=Isotropic(),

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import os
 import shutil
 import socket
 from collections.abc import Callable
@@ -16,11 +17,11 @@ from torch import Tensor
 
 from upsr.config import ConfigError
 from upsr.data.benchmarks import Benchmark, open_benchmark
-from upsr.evaluation.benchmark import Upscale, bicubic, measure, picture_number
+from upsr.evaluation.measure import Upscale, bicubic, measure
 from upsr.evaluation.metrics import BEST_PSNR, Metrics, Row, higher_is_better, ssim
 from upsr.evaluation.protocol import PROTOCOLS, for_fidelity
 from upsr.evaluation.statistics import interval, showcase, summary, table
-from upsr.images import read_rgb, resize, to_image, to_tensor, write
+from upsr.images import number_of, read_rgb, resize, to_image, to_tensor, write
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
@@ -131,15 +132,17 @@ def test_absent_weights_are_named_and_no_host_is_asked(tmp_path: Path, monkeypat
     def connect(*args: object) -> None:
         pytest.fail(f"tried to connect to {args[-1]}")
 
-    look_up = socket.getaddrinfo
+    from pyiqa.utils import download_util
+
+    before = torch.hub.get_dir(), download_util.DEFAULT_CACHE_DIR, dict(os.environ)
     monkeypatch.setattr(socket.socket, "connect", connect)
     names = ["piqe", "lpips", "niqe", "musiq", "topiq_nr", "clipiqa"]
     metrics = Metrics(names, tmp_path, PROTOCOLS["basicsr"], 4, CPU)
     assert metrics.absent.keys() == set(names) - {"piqe"}
-    for name in ("lpips", "niqe", "musiq", "topiq_nr"):
-        assert metrics.absent[name] == f"its weights are not below {tmp_path}, and none are downloaded"
+    assert metrics.absent["niqe"] == f"its weights are missing: put pyiqa/niqe_modelparameters.mat into {tmp_path}/hub"
+    assert metrics.absent["topiq_nr"].startswith("its weight files are unknown here: add them to WEIGHTS")
     assert metrics(photograph(), photograph()).keys() == {"psnr", "ssim", "piqe"}
-    assert socket.getaddrinfo is look_up
+    assert (torch.hub.get_dir(), download_util.DEFAULT_CACHE_DIR, dict(os.environ)) == before
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
@@ -197,7 +200,7 @@ def test_the_noise_belongs_to_the_name(benchmark_folder: Path) -> None:
 
     whole, rest = numbers(lambda: None), numbers(without_the_first)
     assert rest.items() <= whole.items()
-    assert whole[(1, 3, 24, 24)] == picture_number("a") == 0xE8B7BE43  # CRC-32: the same on every machine
+    assert whole[(1, 3, 24, 24)] == number_of("a") == 0xE8B7BE43  # CRC-32: the same on every machine
 
 
 def test_one_torn_picture_leaves_the_others(benchmark_folder: Path) -> None:

@@ -1,11 +1,12 @@
 """The flows against a real Prefect server, on tiny DVC projects."""
 
+import fcntl
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,12 +16,23 @@ from conftest import PATIENCE, ROOT, processes_that_mention, settings, until
 from prefect.states import Cancelling
 
 from pipelines import executor, flows
-from upsr.config import Jobs
 
 SLEEPER = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {!r}]); print('up'); time.sleep(600)"
 
 
 # The executor
+
+
+def idle(gpus: list[str], locks: Path) -> bool:
+    """Whether nobody holds any of the devices."""
+    with ExitStack() as files:
+        for gpu in gpus or ["cpu"]:
+            lock = files.enter_context(open(locks / gpu.replace("/", "-"), "a"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+    return True
 
 
 def test_lines_come_as_they_are_printed_and_a_bar_as_its_last_state(tmp_path: Path) -> None:
@@ -63,10 +75,10 @@ def test_whatever_ends_a_run_no_process_survives(tmp_path: Path) -> None:
 def test_each_holder_gets_a_device_of_its_own(tmp_path: Path) -> None:
     with executor.device(["0", "GPU-a/1"], tmp_path) as first, executor.device(["0", "GPU-a/1"], tmp_path) as second:
         assert (first.gpu, second.gpu) == ("0", "GPU-a/1")
-        assert not executor.idle(["0"], tmp_path)
-    assert executor.idle(["0", "GPU-a/1"], tmp_path)
+        assert not idle(["0"], tmp_path)
+    assert idle(["0", "GPU-a/1"], tmp_path)
     with executor.device([], tmp_path) as machine:
-        assert machine.gpu is None and not executor.idle([], tmp_path)
+        assert machine.gpu is None and not idle([], tmp_path)
 
 
 def test_a_killed_flows_device_is_free_when_its_job_has_ended(tmp_path: Path) -> None:
@@ -84,9 +96,9 @@ with executor.device(["0"], Path({str(tmp_path)!r})) as device:
     flow.kill()
     flow.wait()
     (job,) = processes_that_mention(f"# {tmp_path}")
-    assert not executor.idle(["0"], tmp_path)
+    assert not idle(["0"], tmp_path)
     job.kill()
-    until(lambda: executor.idle(["0"], tmp_path))
+    until(lambda: idle(["0"], tmp_path))
 
 
 # DVC projects of a few stages
@@ -139,11 +151,6 @@ def test_the_pipeline_runs_stages_in_order_as_tasks(chain: Path, api) -> None:
     assert len((chain / "order.txt").read_text().split()) == 3, "what is up to date was run again"
     flows.pipeline(root=str(chain), force=True)
     assert len((chain / "order.txt").read_text().split()) == 6
-
-    limit = api.read_global_concurrency_limit_by_name(flows.GPU_LIMIT)
-    assert limit.limit >= 1 and limit.active_slots == 0
-    with flows.gpu_slot(Jobs(devices=None, cluster=None)):
-        assert api.read_global_concurrency_limit_by_name(flows.GPU_LIMIT).active_slots == 1
 
 
 MEET = """
@@ -257,30 +264,17 @@ def test_deployments_fire_on_schedule_and_a_cancelled_one_leaves_no_process(
         worker.wait()
 
 
-@pytest.mark.slow
-def test_an_embedded_server_frees_the_slot_of_a_run_that_was_killed(tmp_path: Path) -> None:
-    """Without it, `make flow` after a power cut would wait for ever."""
-    code = """
-from pipelines.flows import *
-with get_client(sync_client=True) as client:
-    where = Jobs(devices=None, cluster=None)
-    prepare_gpu_slots(where)
-    print("free", client.read_global_concurrency_limit_by_name(GPU_LIMIT).active_slots, flush=True)
-    with gpu_slot(where):
-        prepare_gpu_slots(where)
-        print("held", client.read_global_concurrency_limit_by_name(GPU_LIMIT).active_slots, flush=True)
-        os.kill(os.getpid(), signal.SIGKILL)
-"""
-    home = {"PREFECT_HOME": str(tmp_path), "DO_NOT_TRACK": "1", "PYTHONPATH": str(ROOT)}
-    clean = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
-    for _ in range(2):
-        with open(tmp_path / "said", "w+") as said:  # a pipe would wait for the killed run's server, which lives on
-            command = [sys.executable, "-c", f"import os, signal\n{code}"]
-            process = subprocess.Popen(command, env=clean | home, stdout=said, start_new_session=True)
-            process.wait(PATIENCE)
-            os.killpg(process.pid, signal.SIGKILL)
-            said.seek(0)
-            assert re.findall(r"^(?:free|held) \d$", said.read(), re.M) == ["free 0", "held 1"]
+def test_a_job_that_waits_for_a_device_says_so(tmp_path: Path) -> None:
+    said: list[str] = []
+    with executor.device(["0"], tmp_path) as held:
+
+        def log(line: str) -> None:
+            said.append(line)
+            held.lock.close()  # the holder is done
+
+        with executor.device(["0"], tmp_path, log) as mine:
+            assert mine.gpu == "0"
+    assert said == ["waiting for a device: other jobs hold 0"]
 
 
 def test_a_schedule_without_a_standing_server_is_refused(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from upsr import images
+from upsr import files, images
 from upsr.images import ImageError
 
 
@@ -85,7 +85,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path):
     path.write_text("before")
 
     def fail() -> None:
-        with images.atomic(path) as temporary:
+        with files.atomic(path) as temporary:
             temporary.write_text("half")
             raise RuntimeError
 

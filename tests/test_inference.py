@@ -9,30 +9,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, params
+from conftest import ROOT, params, save_model
 from torch import Tensor
 
 from upsr import images
 from upsr.__main__ import main
-from upsr.checkpoint import save_weights
 from upsr.inference.maps import heat_map
-from upsr.inference.tiling import blend, starts
+from upsr.inference.tiling import Fields, blend, join, starts
 from upsr.inference.upscaler import Upscaler
-from upsr.models import build_atd, build_unet
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny UPSR, untrained but alive: its networks do something everywhere."""
-    torch.manual_seed(0)
-    p = params(unet={"dim": 16, "window": 4, "lr_size": 8, "branches": 2}, diffusion={"steps": 3, "sampler_eta": 0.5})
-    atd = build_atd(p.atd, 4)
-    weights = {f"atd.{k}": v for k, v in atd.state_dict().items()}
-    weights |= {f"unet.{k}": v for k, v in build_unet(p.unet, 4).state_dict().items()}
-    settings = {"scale": 4, "atd": p.atd, "unet": p.unet, "diffusion": p.diffusion, "uncertainty": p.uncertainty}
-    folder = tmp_path_factory.mktemp("model")
-    save_weights(folder / "weights.safetensors", weights, settings)
-    return folder
+    unet = {"dim": 16, "window": 4, "lr_size": 8, "branches": 2}
+    return save_model(tmp_path_factory.mktemp("model"), params(unet=unet, diffusion={"steps": 3, "sampler_eta": 0.5}))
 
 
 @pytest.fixture(scope="module")
@@ -57,22 +48,26 @@ def test_tiles_cover_everything_and_overlap(length: int):
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (8, 8), (9, 30), (37, 21)])
 def test_tiles_of_a_local_function_join_to_the_whole(height: int, width: int):
-    def double(part: Tensor, top: int, left: int) -> Tensor:
-        return part.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    def double(part: Fields, top: int, left: int) -> Fields:
+        """Both fields enlarged, under other names."""
+        return {f"large {name}": x.repeat_interleave(2, 2).repeat_interleave(2, 3) for name, x in part.items()}
 
-    x = torch.rand(1, 3, height, width)
-    bands = list(blend(x, double, scale=2, tile=8, overlap=2))
-    assert [row for row, _ in bands] == list(np.cumsum([0] + [b.shape[2] for _, b in bands[:-1]]))
-    assert torch.allclose(torch.cat([b for _, b in bands], 2), double(x, 0, 0), atol=1e-6)
+    inputs = {"image": torch.rand(1, 3, height, width), "map": torch.rand(1, 1, height, width)}
+    bands = list(blend(inputs, double, scale=2, tile=8, overlap=2))
+    assert [row for row, _ in bands] == list(np.cumsum([0] + [b["large map"].shape[2] for _, b in bands[:-1]]))
+    whole, expected = join([band for _, band in bands]), double(inputs, 0, 0)
+    assert whole.keys() == expected.keys()
+    assert all(torch.allclose(whole[name], expected[name], atol=1e-6) for name in whole)
 
 
 def test_seams_fade():
     """Two tiles that disagree are joined by a ramp: no step is larger than the ramp's."""
 
-    def constant(part: Tensor, top: int, left: int) -> Tensor:
-        return torch.full((1, 1, part.shape[2], part.shape[3]), float(left > 0))
+    def constant(part: Fields, top: int, left: int) -> Fields:
+        return {"side": torch.full_like(part["lr"], float(left > 0))}
 
-    joined = torch.cat([b for _, b in blend(torch.zeros(1, 3, 4, 24), constant, scale=1, tile=16, overlap=8)], 2)
+    bands = blend({"lr": torch.zeros(1, 1, 4, 24)}, constant, scale=1, tile=16, overlap=8)
+    joined = join([band for _, band in bands])["side"]
     assert joined[0, 0, 0, 0] == 0
     assert joined[0, 0, 0, -1] == 1
     assert joined.diff(dim=3).abs().max() < 0.2
@@ -118,10 +113,10 @@ def test_tiles_see_one_noise_field(model: Path):
 
     upscaler.diffuser.denoiser.network, upscaler.atd = Pointwise(), Nearest()
     x = images.to_tensor(np.full((40, 56, 3), 90, np.uint8))
-    whole = upscaler.upscale(x, seed=3, tile=64).picture
+    whole = upscaler.upscale(x, seed=3, tile=64).image
     assert whole.std() > 0.01
     for tile in (16, 32):
-        assert (upscaler.upscale(x, seed=3, tile=tile).picture - whole).abs().max() <= 1 / 255 + 1e-6
+        assert (upscaler.upscale(x, seed=3, tile=tile).image - whole).abs().max() <= 1 / 255 + 1e-6
 
 
 def test_fewer_steps_and_g_alone(model: Path):
@@ -136,7 +131,7 @@ def test_fewer_steps_and_g_alone(model: Path):
 
 def test_maps_lie_where_they_should(upscaler: Upscaler):
     result = upscaler.upscale(torch.rand(1, 3, 20, 24), tile=16)
-    assert result.picture.shape == (1, 3, 80, 96)
+    assert result.image.shape == (1, 3, 80, 96)
     assert {tuple(values.shape) for values in result.maps.values()} == {(1, 1, 80, 96)}
     assert result.maps["residual"].min() >= 0
     assert 0.4 - 1e-6 <= result.maps["weight"].min() <= result.maps["weight"].max() <= 1 + 1e-6
@@ -181,17 +176,17 @@ def test_one_bad_picture_is_named_and_the_others_are_done(model: Path, tmp_path:
     assert (tmp_path / "out" / "good.png").is_file()
     errors = capsys.readouterr().err
     assert "bad.png: not a readable" in errors
-    assert "1 of 2 pictures could not be upscaled" in errors
+    assert "1 of 2 images could not be upscaled" in errors
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["upscale", "nowhere.png", "-o", "out", "--model", "MODEL"], "nowhere.png: cannot be read"),
-        (["upscale", "empty", "-o", "out", "--model", "MODEL"], "empty: no pictures there"),
+        (["upscale", "empty", "-o", "out", "--model", "MODEL"], "empty: no images there"),
         (["upscale", "nowhere.png", "-o", "out", "--model", "nomodel"], "nomodel/weights.safetensors: no such"),
         (["upscale", "nowhere.png", "-o", "out", "--model", "MODEL", "--steps", "9"], "1 to 3"),
-        (["upscale", "a.png", "-o", "a.png", "--model", "MODEL"], "the result would replace the picture"),
+        (["upscale", "a.png", "-o", "a.png", "--model", "MODEL"], "the result would replace the image"),
         (["upscale", "full", "-o", "full", "--model", "MODEL"], "full/a.png: the result would replace it"),
         (["upscale", "a.png", "-o", "out", "--model", "MODEL", "--device", "cuda:77"], "--device cuda:77: cannot"),
         (["upscale", "a.png", "-o", "out", "--model", "MODEL", "--tile", "0"], "--tile: 0 is not above 0"),

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from upsr.data import metric_weights
-from upsr.data.metric_weights import prepare
+from upsr.acquisition import metric_weights
+from upsr.acquisition.metric_weights import prepare
 
 SHARED = Path(__file__).parents[2] / "shared"
 EXAMPLE = SHARED / "lpips_example"

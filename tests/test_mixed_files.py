@@ -19,10 +19,10 @@ from PIL import Image
 import pipelines.crop
 import pipelines.pack
 from upsr import images
-from upsr.data import DataError
-from upsr.data.download import fetch
+from upsr.acquisition.fetch import fetch
 from upsr.data.lmdb_store import Reader, pack, verify
 from upsr.data.subimages import crop, gradient_energy
+from upsr.files import DataError
 
 
 def picture(height: int, width: int, channels: int = 3) -> np.ndarray:

@@ -12,6 +12,7 @@ from test_registry import painter, register
 from pipelines import flows, nightly, registry
 from upsr import images
 from upsr.config import Nightly
+from upsr.files import sha256
 
 RULES = Nightly.model_validate(
     {
@@ -80,7 +81,7 @@ def measured(night: nightly.Night, role: str, psnr: float) -> None:
 
 def test_a_night_is_held_against_the_last_one_with_the_same_weights_pictures_and_protocol(project: Path) -> None:
     weights = painter(nightly.LOCAL, 0.5)
-    digest = registry.digest(weights)
+    digest = sha256(weights)
     night = nightly.begin(params(**BENCHMARKS))
     pictures = night.benchmarks["two"]
     record("2001-01-01", digest, pictures, 10)

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import fixture_file
-from test_checkpoint import Hostile
+from test_pretrained import Hostile
 
 from upsr import images
 from upsr.__main__ import main
 from upsr.inference.upscaler import Upscaler
 from upsr.models import ATD, UNet
-from upsr.models.official import DIFFUSION, read_atd, read_unet
+from upsr.official import DIFFUSION, read_atd, read_unet
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 import yaml
 from conftest import ROOT, merged, params, settings
 
-from upsr.commands.plan import plan, trainings
+from pipelines.plan import plan, trainings
 from upsr.config import Params, parse
 
 

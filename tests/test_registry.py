@@ -18,8 +18,8 @@ from test_tracking import wait_for
 from pipelines import registry, tracking
 from upsr import images
 from upsr.__main__ import main
-from upsr.checkpoint import save_weights
 from upsr.models import build_atd
+from upsr.pretrained import save_pretrained
 
 CHAMPION = "models:/upsr@champion"
 
@@ -31,7 +31,7 @@ def painter(path: Path, grey: float) -> Path:
     last = network.upsample[0]
     torch.nn.init.zeros_(last.weight)
     torch.nn.init.constant_(last.bias, 2 * grey - 1)
-    save_weights(path, {f"atd.{k}": v for k, v in network.state_dict().items()}, {"scale": 4, "atd": settings})
+    save_pretrained(path, {"atd": network.state_dict()}, {"scale": 4, "atd": settings})
     return path
 
 
@@ -67,7 +67,7 @@ def test_the_champion_is_served_and_upscales(store: Path, picture: Path) -> None
     assert register(painter(store / "other.safetensors", 0.5), picture) == "2"
     champion = registry.champion()
     assert champion and str(champion.version) == "1" and champion.tags["licence"] == "Apache-2.0"
-    assert tracking.weights_of(CHAMPION).read_bytes() == weights.read_bytes()
+    assert registry.weights_of(CHAMPION).read_bytes() == weights.read_bytes()
 
     main(["upscale", str(picture), "-o", str(store / "sr.png"), "--model", CHAMPION, "--seed", "3"])
     made = images.read(store / "sr.png")
@@ -118,4 +118,4 @@ def test_a_model_that_is_not_there_is_one_line(
 def test_a_server_that_is_down_is_one_line(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     with pytest.raises(ValueError, match="does not give it"):
-        tracking.weights_of(CHAMPION)
+        registry.weights_of(CHAMPION)

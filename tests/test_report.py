@@ -21,11 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from websockets.sync.client import connect
 
-from pipelines.layers import read_layers
 from pipelines.report import render
+from pipelines.report_images import read_images
 from upsr.config import ConfigError
 from upsr.data.benchmarks import open_benchmark
-from upsr.evaluation.benchmark import bicubic, measure
+from upsr.evaluation.measure import bicubic, measure
 from upsr.evaluation.metrics import Metrics, higher_is_better
 from upsr.evaluation.protocol import PROTOCOLS
 from upsr.evaluation.statistics import table
@@ -213,13 +213,13 @@ def test_of_a_large_picture_the_part_with_most_detail_is_shown(tmp_path: Path) -
     hr[600:700, 900:1000] = np.random.default_rng(0).integers(0, 255, (100, 100, 3))
     for name, picture in (("lr", hr[::4, ::4]), ("upsr", hr), ("hr", hr), ("edge", hr), ("weights", hr)):
         write(tmp_path / f"{name}.png", np.ascontiguousarray(picture))
-    layers = read_layers(tmp_path)
-    assert layers.part == "512 × 512 of 1200 × 800 pixels"
-    assert [(x.name, x.width, x.height) for x in layers.results] == [
+    shown = read_images(tmp_path, MODELS)
+    assert shown.part == "512 × 512 of 1200 × 800 pixels"
+    assert [(x.name, x.width, x.height) for x in shown.results] == [
         ("lr", 128, 128), ("upsr", 512, 512), ("hr", 512, 512)
     ]  # fmt: skip
-    assert [(x.name, x.width) for x in layers.maps] == [("edge", 512), ("weights", 1200)]
-    x, y = layers.focus
+    assert [(x.name, x.width) for x in shown.maps] == [("edge", 512), ("weights", 1200)]
+    x, y = shown.focus
     left, top = 950 - x * 5.12, 650 - y * 5.12  # of the part, were the spot's centre its focus
     assert 0 <= left <= 900 and left + 512 + 50 >= 1000 and top + 512 <= 800 + 50
 

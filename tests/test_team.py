@@ -16,7 +16,7 @@ from conftest import free_port
 from test_registry import painter, register
 from test_tracking import wait_for
 
-from pipelines import executor, registry, tracking
+from pipelines import executor, registry
 from upsr import images
 
 pytestmark = pytest.mark.slow
@@ -76,10 +76,10 @@ def test_a_team_shares_its_champion_through_mlflow_on_postgresql(
         registry.promote("1")
         assert (tmp_path / "artifacts").is_dir(), "the artifacts went past the server's store"
         monkeypatch.setenv("HOME", str(tmp_path / "another member"))
-        fetched = tracking.weights_of("models:/upsr@champion")
+        fetched = registry.weights_of("models:/upsr@champion")
         assert fetched.read_bytes() == weights.read_bytes() and fetched.is_relative_to(tmp_path / "another member")
         before = fetched.stat().st_mtime_ns
-        assert tracking.weights_of("models:/upsr/1").stat().st_mtime_ns == before, "fetched once more"
+        assert registry.weights_of("models:/upsr/1").stat().st_mtime_ns == before, "fetched once more"
 
 
 def test_a_team_shares_what_stages_made_through_a_dvc_remote(tmp_path: Path) -> None:

@@ -17,9 +17,7 @@ from conftest import SHARED, params
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipelines.training import initialise
 from upsr import images
-from upsr.checkpoint import CheckpointError, load_weights, save_weights
 from upsr.config import Params, Select
 from upsr.data.datasets import PatchDataset
 from upsr.data.lmdb_store import pack
@@ -29,13 +27,17 @@ from upsr.diffusion.denoiser import Denoiser, build_denoiser
 from upsr.evaluation.metrics import Metrics
 from upsr.evaluation.protocol import PROTOCOLS
 from upsr.models import build_atd, build_unet
+from upsr.pretrained import CheckpointError, load_pretrained, save_pretrained
 from upsr.training import checkpoints
+from upsr.training.atd_objective import AtdObjective
 from upsr.training.ema import Ema
+from upsr.training.initial import initialise
 from upsr.training.loop import fit, learning_rate
 from upsr.training.memory import memory_errors_in_one_line
-from upsr.training.objectives import AtdObjective, Pairs, UnetObjective
+from upsr.training.pairs import Pairs
 from upsr.training.perceptual import Lpips, PerceptualLoss
 from upsr.training.state import TrainingError, clear
+from upsr.training.unet_objective import UnetObjective
 from upsr.training.validation import Validation, held_out
 
 
@@ -79,7 +81,7 @@ class Run:
             folder=self.folder,
             identity={"settings": {"name": identity}},
             validate=self.validate,
-            save=lambda path, atd: save_weights(path, atd.state_dict(), {}),
+            save=lambda path, atd: save_pretrained(path, {"atd": atd.state_dict()}, {}),
             report=lambda step, values: stop(step) if stop and "loss" in values else None,
             preview=lambda step, network: None,
         )
@@ -293,8 +295,8 @@ def test_the_best_checkpoint_is_the_model_and_the_table_holds_all(store: Path, t
     kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert kept == [f"0000000{step}{raw}.safetensors" for step in (2, 3) for raw in ("", "_raw")]
     for name in ("", "_raw"):
-        chosen = load_weights(tmp_path / f"weights{name}.safetensors")[0]
-        second = load_weights(tmp_path / "checkpoints" / f"00000002{name}.safetensors")[0]
+        chosen = load_pretrained(tmp_path / f"weights{name}.safetensors").parts["atd"]
+        second = load_pretrained(tmp_path / "checkpoints" / f"00000002{name}.safetensors").parts["atd"]
         assert all(torch.equal(chosen[key], second[key]) for key in second)
 
 
@@ -422,13 +424,12 @@ def test_a_training_starts_from_a_weights_file_that_fits(tmp_path: Path, capsys)
     p = params()
     torch.manual_seed(1)
     theirs, ours = build_atd(p.atd, 4), build_atd(p.atd, 4)
-    weights = {f"atd.{name}": value for name, value in theirs.state_dict().items()}
-    save_weights(tmp_path / "weights.safetensors", weights, {"scale": 4, "atd": p.atd})
+    save_pretrained(tmp_path / "weights.safetensors", {"atd": theirs.state_dict()}, {"scale": 4, "atd": p.atd})
     changed = p.atd.model_copy(update={"lpips_weight": 5.0})  # how it is trained does not matter
     initialise(ours, "atd", changed, 4, str(tmp_path))
     assert same(ours, theirs)
     initialise(build_unet(p.unet, 4), "unet", p.unet, 4, str(tmp_path))
-    assert "holds no unet, which starts from nothing" in capsys.readouterr().out
+    assert "holds no unet, which trains from scratch" in capsys.readouterr().out
     wide = params(atd={"dim": 24}).atd
     with pytest.raises(CheckpointError, match=r"another network \(atd\.dim: 16 -> 24\)"):
         initialise(build_atd(wide, 4), "atd", wide, 4, str(tmp_path))
@@ -441,8 +442,8 @@ def test_a_training_starts_from_a_weights_file_that_fits(tmp_path: Path, capsys)
 def test_a_network_of_twice_the_width_starts_as_the_same_function(tmp_path: Path, capsys):
     p, wide = params(), params(atd={"dim": 32}, unet={"dim": 32})
     atd, unet = build_atd(p.atd, 4), build_unet(p.unet, 4)
-    weights = {f"{n}.{k}": v for n, x in (("atd", atd), ("unet", unet)) for k, v in x.state_dict().items()}
-    save_weights(tmp_path / "weights.safetensors", weights, {"scale": 4, "atd": p.atd, "unet": p.unet})
+    parts = {"atd": atd.state_dict(), "unet": unet.state_dict()}
+    save_pretrained(tmp_path / "weights.safetensors", parts, {"scale": 4, "atd": p.atd, "unet": p.unet})
     wide_atd, wide_unet = build_atd(wide.atd, 4), build_unet(wide.unet, 4)
     initialise(wide_atd, "atd", wide.atd, 4, str(tmp_path))
     initialise(wide_unet, "unet", wide.unet, 4, str(tmp_path))

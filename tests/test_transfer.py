@@ -16,11 +16,12 @@ import cv2
 import numpy as np
 import pytest
 
-from upsr.data import DataError, archives, transfer
-from upsr.data.archives import Archive, prepare
-from upsr.data.download import fetch
-from upsr.data.extract import extract
-from upsr.data.transfer import Remote, download
+from upsr.acquisition import archives, transfer
+from upsr.acquisition.archives import Archive, prepare
+from upsr.acquisition.extract import extract
+from upsr.acquisition.fetch import fetch
+from upsr.acquisition.transfer import Remote, download
+from upsr.files import DataError
 
 BODY = np.random.default_rng(0).bytes(3_000_000)
 SHA256 = hashlib.sha256(BODY).hexdigest()
@@ -309,8 +310,7 @@ def df2k(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pat
         monkeypatch.setattr(archives, name, made[name])
     monkeypatch.setattr(archives, "DF2K", (made["DIV2K_TRAIN"], made["FLICKR2K"]))
     monkeypatch.setattr(archives, "UNKNOWN_SIZE", 10_000)
-    monkeypatch.setattr("upsr.data.sources.ARCHIVES", tmp_path / "archives")
-    monkeypatch.setattr("upsr.data.sources.LOCK", tmp_path / "sources.lock")
+    monkeypatch.setattr("upsr.acquisition.sources.LOCK", tmp_path / "sources.lock")
     return tmp_path
 
 
@@ -324,6 +324,7 @@ def take(folder: Path, *holdout: str) -> dict[str, Any]:
         max_side=8,
         scale=4,
         on_corrupt="fail",
+        downloads=folder / "archives",
     )
 
 

@@ -8,38 +8,39 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import params
+from conftest import params, save_model
 from torch import Tensor
 
 from upsr import images
 from upsr.__main__ import main
-from upsr.checkpoint import save_weights
 from upsr.config import ConfigError, Params
 from upsr.degradation.pair_pool import PairPool
 from upsr.degradation.second_order import build_degradation
-from upsr.diffusion.denoiser import Denoiser, build_denoiser, to_signed, upsample
+from upsr.diffusion.denoiser import Denoiser, build_denoiser, upsample
 from upsr.diffusion.detail import LearnedEdges, high_pass, sobel, unit
 from upsr.diffusion.process import build_process
 from upsr.diffusion.samplers import sample
 from upsr.diffusion.uncertainty import (
+    Analysis,
     Dynamic,
     EdgeFrequency,
     Isotropic,
-    Look,
     Residual,
     Variant,
     build_uncertainty,
     levelled,
-    nothing,
+    no_analysis,
     weight_at,
 )
+from upsr.images import to_signed
 from upsr.inference.upscaler import Upscaler
 from upsr.models import build_atd, build_unet
-from upsr.training.objectives import Pairs, UnetObjective
+from upsr.training.pairs import Pairs
 from upsr.training.perceptual import PerceptualLoss
+from upsr.training.unet_objective import UnetObjective
 
 T = 5
-PLACES = [t / T for t in range(T + 1)]
+FRACTIONS = [t / T for t in range(T + 1)]
 EVERY = ["isotropic", "residual", "edge_frequency", "dynamic"]
 
 
@@ -58,7 +59,7 @@ def weights_along(uncertainty: Variant, y: Tensor, x: Tensor | None = None) -> l
     """The weight at each step from T to 1, the current picture being `x` all the time, y↑ where none is given."""
     y_up = to_signed(upsample(y, 4))
     current = y_up if x is None else x
-    weigh = uncertainty.weigher(y_up, y_up, uncertainty.look(y), PLACES)
+    weigh = uncertainty.weigher(y_up, y_up, uncertainty.analyse(y), FRACTIONS)
     return [weigh(T, y_up, y_up), *(weigh(t, current, current) for t in range(T - 1, 0, -1))]
 
 
@@ -101,26 +102,26 @@ def test_the_residual_weight_by_hand():
     g_y = torch.tensor([0.1, 1.0, 0.0, 0.0, 0.04, 0.0]).view(1, 3, 1, 2)
     # ψ = |ŷ − y↑|/2 = .05, .5, 0, 0, .02, 0;  w = .4 + .6 · min(ψ, .1)/.1
     expected = torch.tensor([0.7, 1.0, 0.4, 0.4, 0.52, 0.4]).view(1, 3, 1, 2)
-    weight = constant(Residual(0.4, 0.1, gray=False).weigher(y_up, g_y, nothing(y_up), PLACES))
+    weight = constant(Residual(0.4, 0.1, gray=False).weigher(y_up, g_y, no_analysis(y_up), FRACTIONS))
     assert torch.allclose(weight, expected)
     # gray: the channel means are .07/3 and .5/3
-    gray = constant(Residual(0.4, 0.1, gray=True).weigher(y_up, g_y, nothing(y_up), PLACES))
+    gray = constant(Residual(0.4, 0.1, gray=True).weigher(y_up, g_y, no_analysis(y_up), FRACTIONS))
     assert gray[0, :, 0, 0].tolist() == pytest.approx([0.4 + 0.6 * 0.07 / 3 / 0.1] * 3)
     assert gray[0, :, 0, 1].tolist() == pytest.approx([1.0] * 3)
 
 
 def test_isotropic_noise_is_the_same_everywhere():
     y_up = torch.rand(2, 3, 8, 8)
-    assert torch.equal(constant(Isotropic().weigher(y_up, y_up, nothing(y_up), PLACES)), torch.ones_like(y_up))
+    assert torch.equal(constant(Isotropic().weigher(y_up, y_up, no_analysis(y_up), FRACTIONS)), torch.ones_like(y_up))
 
 
 def test_the_edge_frequency_weight_by_hand():
     """w = b + (1−b)(a E + (1−a) H), a = sigmoid(mix) = ¼."""
     uncertainty = variant("edge_frequency", mix=0.25)
     maps = torch.tensor([[1.0, 0.5, 0.0, 0.2], [0.0, 1.0, 0.0, 0.6]]).view(1, 2, 2, 2)
-    look = Look(maps, torch.ones(1, 2, 1, 1), maps.mean((2, 3), keepdim=True))
+    analysis = Analysis(maps, torch.ones(1, 2, 1, 1), maps.mean((2, 3), keepdim=True))
     y_up = torch.zeros(1, 3, 2, 2)
-    weight = constant(uncertainty.weigher(y_up, y_up, look, PLACES))
+    weight = constant(uncertainty.weigher(y_up, y_up, analysis, FRACTIONS))
     assert weight.shape == y_up.shape
     for channel in weight[0]:
         assert channel.flatten().tolist() == pytest.approx([0.4 + 0.6 * w for w in (0.25, 0.875, 0, 0.5)])
@@ -132,7 +133,7 @@ def test_a_picture_gets_noise_where_its_edges_are():
     y = torch.cat([torch.full((16, 16), 0.5), 0.2 + 0.6 * board], 1).expand(1, 3, 16, 32)
     uncertainty = variant("edge_frequency")
     y_up = upsample(y, 4)
-    weight = constant(uncertainty.weigher(y_up, y_up, uncertainty.look(y), PLACES))
+    weight = constant(uncertainty.weigher(y_up, y_up, uncertainty.analyse(y), FRACTIONS))
     assert weight[..., :48].max() < 0.5
     assert weight[..., 80:].mean() > 0.65
     assert ((weight >= 0.4) & (weight <= 1)).all()
@@ -156,9 +157,9 @@ def test_normalised_noise_has_the_residual_variants_energy_whatever_is_learned(n
     y = photograph()
     y_up = to_signed(upsample(y, 4))
     g_y = (y_up + 0.2 * torch.randn(y_up.shape, generator=torch.Generator().manual_seed(0))).clamp(-1, 1)
-    expected = constant(variant("residual").weigher(y_up, g_y, nothing(y), PLACES)).mean()
+    expected = constant(variant("residual").weigher(y_up, g_y, no_analysis(y), FRACTIONS)).mean()
     uncertainty = variant(name, normalise="mean", mix=0.9)
-    weigh = uncertainty.weigher(y_up, g_y, uncertainty.look(y), PLACES)
+    weigh = uncertainty.weigher(y_up, g_y, uncertainty.analyse(y), FRACTIONS)
     for t in range(T, 0, -1):
         weight = weigh(t, g_y, g_y)
         assert weight.mean().item() == pytest.approx(expected.item(), abs=2e-3 if t == T else 1e-5)
@@ -199,11 +200,11 @@ def test_dynamic_follows_its_source_smoothly(source: str):
     y = photograph()
     y_up = to_signed(upsample(y, 4))
     x_t, x0 = (torch.rand(y_up.shape, generator=torch.Generator().manual_seed(i)) * 2 - 1 for i in (1, 2))
-    look = uncertainty.look(y)
-    weigh = uncertainty.weigher(y_up, y_up, look, PLACES)
+    analysis = uncertainty.analyse(y)
+    weigh = uncertainty.weigher(y_up, y_up, analysis, FRACTIONS)
     before, after = weigh(T, y_up, y_up), weigh(3, x_t, x0)
     mixed = 0.4 * (x_t if source == "x_t" else x0) + 0.6 * y_up
-    maps = (uncertainty.base.magnitudes((mixed + 1) / 2, 1 / 4) / look.unit).clamp(max=1)
+    maps = (uncertainty.base.magnitudes((mixed + 1) / 2, 1 / 4) / analysis.unit).clamp(max=1)
     new = 0.4 + 0.6 * maps.mean(1, keepdim=True)  # a is ½
     assert torch.allclose(after, 0.75 * before + 0.25 * new, atol=1e-5)
 
@@ -234,9 +235,9 @@ def test_training_walks_the_weights_that_sampling_finds():
     y = photograph(16, 16).expand(T, -1, -1, -1)
     y_up = to_signed(upsample(y, 4))
     x0 = torch.rand(y_up.shape, generator=torch.Generator().manual_seed(0)).mul(2).sub(1)[:1].expand_as(y_up)
-    look = uncertainty.look(y)
+    analysis = uncertainty.analyse(y)
     found: dict[int, Tensor] = {}
-    weigh = uncertainty.weigher(y_up, y_up, look, PLACES)
+    weigh = uncertainty.weigher(y_up, y_up, analysis, FRACTIONS)
 
     def keeping(t: int, x: Tensor, estimate: Tensor) -> Tensor:
         found[t] = weigh(t, x, estimate)
@@ -252,7 +253,9 @@ def test_training_walks_the_weights_that_sampling_finds():
 
     sample(lambda x, t, w: x0, process, y_up, keeping, noise)
 
-    trained = weight_at(uncertainty.weigher(y_up, y_up, look, PLACES), uncertainty.times(T), q_mean, x0, y_up, t, T)
+    trained = weight_at(
+        uncertainty.weigher(y_up, y_up, analysis, FRACTIONS), uncertainty.times(T), q_mean, x0, y_up, t, T
+    )
     for i in range(T):
         assert torch.allclose(trained[i], found[i + 1][i], atol=1e-4), i
     assert not torch.allclose(found[5], found[1], atol=0.05)
@@ -268,7 +271,7 @@ def test_states_under_a_dynamic_weight_have_the_forward_marginal(eta: float, pre
     y = photograph(8, 8).expand(n, -1, -1, -1)
     y_up = to_signed(upsample(y, 4))
     x0 = (y_up + 0.3 * torch.randn(y_up[:1].shape, generator=torch.Generator().manual_seed(1))).clamp(-1, 1)
-    weigh = uncertainty.weigher(y_up, y_up, uncertainty.look(y), PLACES)
+    weigh = uncertainty.weigher(y_up, y_up, uncertainty.analyse(y), FRACTIONS)
     generator = torch.Generator().manual_seed(0)
     changes: list[float] = []
     first = weigh(T, y_up, y_up)
@@ -314,17 +317,6 @@ def test_gradients_reach_the_mixing_weight(name: str, learned: bool, normalise: 
     assert 0.4 <= values["weight"] <= 1
 
 
-def saved(folder: Path, p: Params) -> Path:
-    """An untrained model of these settings, as training leaves it."""
-    torch.manual_seed(0)
-    weights = {f"atd.{k}": v for k, v in build_atd(p.atd, 4).state_dict().items()}
-    state = denoiser(p).state_dict()
-    weights |= {k.replace("network.", "unet.", 1) if k.startswith("network.") else k: v for k, v in state.items()}
-    settings = {"scale": 4, "atd": p.atd, "unet": p.unet, "diffusion": p.diffusion, "uncertainty": p.uncertainty}
-    save_weights(folder / "weights.safetensors", weights, settings)
-    return folder
-
-
 MAPS = {
     "isotropic": {"residual", "weight"},
     "residual": {"residual", "mix", "weight"},
@@ -337,7 +329,7 @@ MAPS = {
 def test_every_variant_upscales_and_shows_its_maps(name: str, tmp_path: Path):
     branches = 1 if name == "isotropic" else 2
     p = params(uncertainty={"variant": name}, unet={"branches": branches}, diffusion={"steps": 3, "sampler_eta": 0.5})
-    model = saved(tmp_path / "model", p)
+    model = save_model(tmp_path / "model", p)
     images.write(tmp_path / "in.png", images.to_image(photograph(21, 24)))
     main(["upscale", str(tmp_path / "in.png"), "-o", str(tmp_path / "out.png"), "--model", str(model), "--save-maps"])
     assert images.read(tmp_path / "out.png").shape == (84, 96, 3)
@@ -354,7 +346,7 @@ def test_tiles_take_the_weight_from_the_whole_picture(name: str, normalise: str,
         [0.5 + 0.004 * torch.rand(1, 3, 48, 48, generator=torch.Generator().manual_seed(0)), photograph(48, 48)], 3
     )
     p = params(uncertainty={"variant": name, "normalise": normalise}, diffusion={"steps": 2})
-    upscaler = Upscaler.from_pretrained(saved(tmp_path, p))
+    upscaler = Upscaler.from_pretrained(save_model(tmp_path, p))
     whole, tiled = upscaler.upscale(y, tile=96), upscaler.upscale(y, tile=32)
     difference = (whole.maps["weight"] - tiled.maps["weight"]).abs()
     assert difference.mean() < 0.01

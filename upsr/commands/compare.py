@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from upsr.commands import new
+from upsr.commands import extension, new
 
 if TYPE_CHECKING:
     from upsr.commands import Commands
@@ -18,7 +18,6 @@ def add(commands: "Commands") -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from pipelines.compare import compare
-
-    page = compare(options.benchmark, options.output, options.experiment)
+    """Prints the table that it writes."""
+    page: Path = extension("compare")(options.benchmark, options.output, options.experiment)
     print(page.read_text(encoding="utf-8"))

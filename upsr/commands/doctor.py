@@ -8,13 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from upsr import images
-from upsr.commands import new
+from upsr.commands import extension, new
 
 if TYPE_CHECKING:
     from upsr.commands import Commands
     from upsr.config import Params
-    from upsr.data.benchmark_sources import BenchmarkSource
+    from upsr.data.known_benchmarks import KnownBenchmark
 
 DATA = Path("data")
 
@@ -31,9 +30,7 @@ def run(options: argparse.Namespace) -> None:
 
     params = load_params()
     if options.plan:
-        from upsr.commands.plan import plan
-
-        print(plan(params))
+        print(extension("plan")(params))
         return
     for title, lines in (
         ("machine", _machine()),
@@ -72,7 +69,7 @@ def _data(params: "Params", verify: bool) -> Iterator[tuple[bool, str]]:
 
 def _archives(params: "Params") -> Iterator[tuple[bool, str]]:
     """What `download` will fetch, or has fetched, and how well each is known."""
-    from upsr.data import archives, sources
+    from upsr.acquisition import archives, sources
 
     for archive in archives.wanted(params.data.holdout):
         remote, folder = archive.remote, sources.ARCHIVES / Path(archive.remote.name).stem
@@ -84,7 +81,8 @@ def _archives(params: "Params") -> Iterator[tuple[bool, str]]:
 
 
 def _store(verify: bool) -> tuple[bool, str]:
-    from upsr.data import DataError, lmdb_store
+    from upsr.data import lmdb_store
+    from upsr.files import DataError
 
     try:
         count = lmdb_store.verify(DATA / "train.lmdb") if verify else len(lmdb_store.Reader(DATA / "train.lmdb"))
@@ -94,33 +92,35 @@ def _store(verify: bool) -> tuple[bool, str]:
 
 
 def _benchmarks(params: "Params") -> Iterator[tuple[bool, str]]:
-    from upsr.data.benchmark_sources import BENCHMARK_SOURCES
+    from upsr.data.known_benchmarks import KNOWN
 
-    for source in BENCHMARK_SOURCES:
-        yield _benchmark(source, params.scale)
-    known = {source.name for source in BENCHMARK_SOURCES} | {"holdout"}
+    for name, known in KNOWN.items():
+        yield _benchmark(name, known, params.scale)
     for name in params.evaluate.benchmarks:
-        if Path(name).name not in known:
+        if Path(name).name not in KNOWN:
             there = (DATA / "benchmarks" / name).is_dir() or Path(name).is_dir()
             yield there, f"{name}: " + ("your own, there" if there else "asked for in evaluate.benchmarks, not there")
 
 
-def _benchmark(source: "BenchmarkSource", scale: int) -> tuple[bool, str]:
-    from upsr.data import DataError
+def _benchmark(name: str, known: "KnownBenchmark", scale: int) -> tuple[bool, str]:
     from upsr.data.benchmarks import open_benchmark
+    from upsr.files import DataError
+    from upsr.images import ImageError
 
-    folder = DATA / "benchmarks" / source.name
+    folder = DATA / "benchmarks" / name
     if not folder.is_dir():
-        kind = "pairs" if source.reference else "LR pictures"
-        return False, f"{source.name}: absent ({source.pictures} {kind}): get {source.address}, {source.steps}"
+        kind = "pairs" if known.reference else "LR images"
+        return False, f"{name}: absent ({known.images or 'some'} {kind}): {known.advice(folder)}"
     try:
         pairs = open_benchmark(folder, scale).pairs
-    except (DataError, images.ImageError) as error:
-        return False, f"{source.name}: {error}"
-    if len(pairs) != source.pictures:
-        return False, f"{source.name}: {len(pairs)} pictures, not {source.pictures}: {source.steps}"
-    return True, f"{source.name}: {len(pairs)} pictures"
+    except (DataError, ImageError) as error:
+        return False, f"{name}: {error}"
+    if known.images and len(pairs) != known.images:
+        return False, f"{name}: {len(pairs)} images, not {known.images}: {known.advice(folder)}"
+    return True, f"{name}: {len(pairs)} images"
 
 
 def _count(folder: Path) -> int:
+    from upsr import images
+
     return len(images.find(folder)) if folder.is_dir() else 0

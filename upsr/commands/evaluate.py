@@ -6,23 +6,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from upsr.commands import add_model_options, device, model_file, new, positive
-from upsr.images import ImageError, atomic
+from upsr.commands import add_model_options, model_file, new, open_device, positive
 
 if TYPE_CHECKING:
-    from pipelines.contest import Outcome
     from upsr.commands import Commands
     from upsr.data.benchmarks import Benchmark
+    from upsr.evaluation.runs import Outcome
 
 
 def add(commands: "Commands") -> None:
-    ev = new(commands, "evaluate", run, "measure a model on a folder with HR/ and LRx4/, or with LR pictures alone")
-    add_model_options(ev)
-    ev.add_argument(
-        "--model",
-        default="starter",
-        help="`bicubic`, `starter`, a weights file, the folder that holds it, or MLflow's models:/NAME@ALIAS",
-    )
+    ev = new(commands, "evaluate", run, "measure a model on a folder with HR/ and LRx4/, or with LR images alone")
+    add_model_options(ev, bicubic=True)
     ev.add_argument("--benchmark", required=True, help="the folder")
     ev.add_argument("--protocol", choices=["basicsr", "upsr"], default="basicsr", help="what PSNR and SSIM see")
     ev.add_argument("--metrics", nargs="*", default=["lpips"], help="names of pyiqa beside PSNR and SSIM")
@@ -33,18 +27,20 @@ def add(commands: "Commands") -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """One model on one benchmark folder. A picture that fails is named, the others go on, the exit code tells."""
+    """One model on one benchmark folder. An image that fails is named, the others go on, the exit code tells."""
     import torch
 
-    from pipelines.contest import Contest, hold
-    from upsr.checkpoint import load_weights
     from upsr.data.benchmarks import open_benchmark
-    from upsr.evaluation.spread import devices
+    from upsr.evaluation.runs import EvaluationRun, evaluate
+    from upsr.evaluation.spread import all_devices
+    from upsr.evaluation.statistics import table
+    from upsr.images import ImageError
+    from upsr.pretrained import load_pretrained
 
     path = None if options.model == "bicubic" else model_file(options.model)
-    scale = load_weights(path)[1]["scale"] if path else options.scale
+    scale = load_pretrained(path).scale if path else options.scale
     benchmark = open_benchmark(options.benchmark, scale)
-    contest = Contest(
+    evaluation = EvaluationRun(
         models={options.model: path},
         scale=scale,
         protocol=options.protocol,
@@ -52,23 +48,26 @@ def run(options: argparse.Namespace) -> None:
         weights=options.weights,
         seed=options.seed,
         tile=options.tile,
-        pictures=None,
+        images=None,
         dtype=options.dtype,
     )
-    places = [torch.device(device(options.device))] if options.device else devices()
-    outcome = hold(contest, [benchmark], options.workers, places)
-    report(options, benchmark, outcome)
+    first = open_device(options.device)
+    outcome = evaluate(
+        evaluation, [benchmark], options.workers, [torch.device(first)] if options.device else all_devices()
+    )
+    report(options, benchmark, outcome, {row["metric"]: row for row in table(outcome.rows)})
     if outcome.lost:
-        raise ImageError(f"{len(outcome.lost)} of {len(benchmark.pairs)} pictures failed")
+        raise ImageError(f"{len(outcome.lost)} of {len(benchmark.pairs)} images failed")
 
 
-def report(options: argparse.Namespace, benchmark: "Benchmark", outcome: "Outcome") -> None:
+def report(
+    options: argparse.Namespace, benchmark: "Benchmark", outcome: "Outcome", statistics: dict[str, dict]
+) -> None:
     """What was measured, to the terminal and to `--json`."""
     from upsr.evaluation.protocol import PROTOCOLS
-    from upsr.evaluation.statistics import table
+    from upsr.files import atomic
 
-    statistics = {row["metric"]: row for row in table(outcome.rows)}
-    print(f"{benchmark.name}  {len(outcome.rows)} of {len(benchmark.pairs)} pictures  {benchmark.lr}")
+    print(f"{benchmark.name}  {len(outcome.rows)} of {len(benchmark.pairs)} images  {benchmark.lr}")
     for name, row in statistics.items():
         spread = f"  ± {row['std']:.4f}  [{row['low']:.4f}, {row['high']:.4f}]" if row["std"] is not None else ""
         print(f"{name:>10} {row['mean']:10.4f}{spread}")

@@ -20,10 +20,10 @@ def add(commands: "Commands") -> None:
 
 def run(options: argparse.Namespace) -> None:
     """The authors' checkpoints as one weights file of ours."""
-    from upsr.checkpoint import save_weights
-    from upsr.models.official import convert
+    from upsr.official import convert
+    from upsr.pretrained import FILE, save_pretrained
 
-    weights, settings = convert(options.atd, options.unet, options.category_size)
-    path = options.output / "weights.safetensors"
-    save_weights(path, weights, settings)
+    parts, settings = convert(options.atd, options.unet, options.category_size)
+    path = options.output / FILE
+    save_pretrained(path, parts, settings)
     print(f"{path}: {' and '.join(name for name in ('atd', 'unet') if name in settings)}, x{settings['scale']}")

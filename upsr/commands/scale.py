@@ -23,12 +23,10 @@ def run(options: argparse.Namespace) -> None:
     """Merges scales/NAME.yaml into the settings file and says what changed. What would not be valid is not written."""
     import io
 
-    try:
-        from ruamel.yaml import YAML
-    except ImportError:
-        raise ValueError("`upsr scale` needs ruamel.yaml, which comes with DVC: pip install ruamel.yaml") from None
+    from ruamel.yaml import YAML
+
     from upsr.config import Params, parse
-    from upsr.images import atomic
+    from upsr.files import atomic
 
     source = SCALES / f"{options.name}.yaml"
     if not source.is_file():

@@ -7,39 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from upsr import images
-from upsr.data import DataError, by_stem
+from upsr.data.known_benchmarks import KNOWN
+from upsr.files import DataError, by_stem, sha256
 
 FOLDER = Path("data/benchmarks")  # of those that are called by their plain name
 LAYOUTS = (("LRx{scale}", "HR"), ("lq", "gt"))  # names of the LR and HR folders: ours, ResShift's
-
-
-@dataclass(frozen=True)
-class Known:
-    """A benchmark that is called by its name: how many pictures it has, how its LR came to be, how to get it."""
-
-    pictures: int | None
-    lr: str
-    advice: str
-
-
-_IMRESIZE = "bicubic x4 by MATLAB's imresize"
-KNOWN = {
-    "holdout": Known(
-        None, "second-order degradation by params.yaml, seeded by each picture's name", "run `dvc repro download`"
-    ),
-    "Set5": Known(5, _IMRESIZE, "put its HR/ and LRx4/ below {folder}"),
-    "Set14": Known(14, _IMRESIZE, "put its HR/ and LRx4/ below {folder}"),
-    "BSD100": Known(100, _IMRESIZE, "put its HR/ and LRx4/ below {folder}"),
-    "Urban100": Known(100, _IMRESIZE, "put its HR/ and LRx4/ below {folder}"),
-    "ImageNet-Test": Known(
-        3000, "ResShift's recipe, second-order degradation", "put gt/ and lq/ of ResShift's release below {folder}"
-    ),
-    "RealSR": Known(
-        100, "photographed with a shorter focal length", "unpack RealSR (V3): {folder}/Canon/Test/4 and Nikon/Test/4"
-    ),
-    "RealSet65": Known(65, "photographs as found, without a reference", "put its pictures into {folder}"),
-}
 
 
 @dataclass(frozen=True)
@@ -76,7 +51,7 @@ class Benchmark:
             "name": self.name,
             "scale": self.scale,
             "pictures": len(self.pairs),
-            "known_pictures": known.pictures if known else None,
+            "known_pictures": known.images if known else None,
             "references": sum(pair.hr is not None for pair in self.pairs),
             "lr": self.lr,
             "sha256": self.digest,
@@ -100,6 +75,25 @@ def open_benchmark(folder: str | Path, scale: int) -> Benchmark:
     return Benchmark(name, tuple(pairs), scale, _origin(folder, name, pairs), files)
 
 
+def open_benchmarks(names: tuple[str, ...], scale: int) -> tuple[list[Benchmark], dict[str, str]]:
+    """The benchmarks of `evaluate.benchmarks` that are available, and by name why others are absent and what to do.
+
+    Raises `DataError` where none is available, or two have the same name.
+    """
+    found, absent = [], {}
+    for name in tqdm(names, desc="benchmarks", disable=None):
+        try:
+            found.append(open_benchmark(locate(name), scale))
+        except (DataError, images.ImageError) as error:
+            absent[name] = str(error)
+    if not found:
+        raise DataError(f"evaluate.benchmarks: none of {', '.join(names)} is available: {'; '.join(absent.values())}")
+    twice = {b.name for b in found if [c.name for c in found].count(b.name) > 1}
+    if twice:
+        raise DataError(f"evaluate.benchmarks: two are called {min(twice)}: rename the folder of one")
+    return found, absent
+
+
 def locate(name: str) -> Path:
     """Where the benchmark of `evaluate.benchmarks` is: a plain name lies below data/benchmarks, else it is a path."""
     return Path(name) if "/" in name else FOLDER / name
@@ -107,7 +101,7 @@ def locate(name: str) -> Path:
 
 def _advice(folder: Path) -> str:
     if known := KNOWN.get(folder.name):
-        return known.advice.format(folder=folder)
+        return known.advice(folder)
     return "correct its name, or put HR/ and LRx4/ there"
 
 
@@ -143,8 +137,7 @@ def _check_partners(folder: Path, lr: Set[str], hr: Set[str]) -> None:
 
 def _identity(path: Path) -> tuple[int, str]:
     try:
-        with path.open("rb") as file:
-            return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
+        return path.stat().st_size, sha256(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from upsr import images
-from upsr.data import DataError
 from upsr.data.lmdb_store import Reader
+from upsr.files import DataError
 
 
 class PatchDataset(Dataset[Tensor]):

@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from upsr import images
-from upsr.data import DataError, by_stem, encode_png, whole_folder
+from upsr.files import DataError, by_stem, whole_folder
 
 FIRST_MAP = 1 << 20  # bytes; doubled whenever it is full
 BATCH = 64  # pictures in memory, and per transaction
@@ -104,7 +104,7 @@ def encode(rgb: np.ndarray, encoding: str) -> bytes:
     if encoding == "raw":
         return RAW + struct.pack("<II", *rgb.shape[:2]) + rgb.tobytes()
     if encoding == "png":
-        return encode_png(rgb)
+        return images.encode_png(rgb)
     lossless = [cv2.IMWRITE_WEBP_QUALITY, 101]  # above 100
     return cv2.imencode(".webp", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), lossless)[1].tobytes()
 

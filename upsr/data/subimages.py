@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from upsr import images
-from upsr.data import DataError, by_stem, encode_png, settle_corrupt, whole_folder
+from upsr.files import DataError, by_stem, report_corrupt, whole_folder
 
 
 class Cut(NamedTuple):
@@ -41,7 +41,7 @@ def crop(
         with ThreadPoolExecutor() as pool:  # OpenCV codes and decodes outside Python's lock
             results = list(tqdm(pool.map(work, paths), total=len(paths), desc="crop", disable=None))
         report = _report(results) | {"ignored": _others(folder, paths)}
-        settle_corrupt(report["corrupt"], on_corrupt)
+        report_corrupt(report["corrupt"], on_corrupt)
         if not report["subimages"]:
             raise DataError(f"{folder}: gave no sub-image: run the `download` stage, or lower crop.min_gradient")
         (new / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -73,7 +73,7 @@ def _crop_one(path: Path, *, out: Path, size: int, step: int, threshold: int, mi
         if min_gradient and gradient_energy(part) < min_gradient:
             flat += 1
             continue
-        (out / f"{path.stem}_s{number:03d}.png").write_bytes(encode_png(part))  # atomic is the folder as a whole
+        (out / f"{path.stem}_s{number:03d}.png").write_bytes(images.encode_png(part))  # atomic is the folder as a whole
         written += 1
     return Cut(path.name, written, flat, max(rgb.shape[:2]) <= size)
 

@@ -12,7 +12,7 @@ from upsr.config import Degradation, Round
 from upsr.degradation import kernels, ops
 from upsr.degradation.draws import Draws
 from upsr.degradation.jpeg import jpeg
-from upsr.images import resize, round8
+from upsr.images import number_of, resize, round8
 
 
 def build_degradation(cfg: Degradation, scale: int) -> "SecondOrder":
@@ -64,6 +64,16 @@ class SecondOrder:
         if any(plain):
             x = torch.where(ops.per_sample(draws.send(np.array(plain))), resize(hr.float(), size), x)
         return round8(x), [{"plain": True} if one else draws.of_sample(number) for number, one in enumerate(plain)]
+
+    @torch.no_grad()
+    def named(self, hr: Tensor, name: str, seed: Sequence[int] = ()) -> tuple[Tensor, dict[str, Any]]:
+        """The LR of one named image: (1, 3, H, W) in [0, 1] -> (1, 3, H/scale, W/scale), and what it was made by.
+
+        The only source of LR images outside training batches: held-out benchmarks, validation, `upsr degrade`.
+        Everything random is a function of the name and of `seed`, whatever other images there are.
+        """
+        lr, notes = self.drawn(self.target(hr), (*seed, number_of(name)))
+        return lr, notes[0]
 
     def _finish(self, x: Tensor, size: Sequence[int], draws: Draws) -> Tensor:
         """Brings the picture to its last size and lets it ring."""

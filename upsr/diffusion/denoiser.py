@@ -12,19 +12,9 @@ from upsr.config import Diffusion, Uncertainty, Unet
 from upsr.diffusion.process import Process, build_process
 from upsr.diffusion.samplers import Weigh
 from upsr.diffusion.schedule import respace
-from upsr.diffusion.uncertainty import Look, Variant, build_uncertainty, weight_at
+from upsr.diffusion.uncertainty import Analysis, Variant, build_uncertainty, weight_at
 
 NOISE_SHARE = 0.3  # E[w²] that the released code assumes when it scales the network's input
-
-
-def to_signed(x: Tensor) -> Tensor:
-    """[0, 1] -> [-1, 1]: into the diffusion."""
-    return x * 2 - 1
-
-
-def to_unit(x: Tensor) -> Tensor:
-    """[-1, 1] -> [0, 1]: out of it."""
-    return (x + 1) / 2
 
 
 def upsample(lr: Tensor, scale: int) -> Tensor:
@@ -42,6 +32,7 @@ class Denoiser(nn.Module):
 
     sqrt_eta: Tensor
     times: Tensor
+    uncertainty: Variant
 
     def __init__(
         self,
@@ -60,7 +51,7 @@ class Denoiser(nn.Module):
         times = range(1, process.steps + 1) if times is None else times
         self.register_buffer("sqrt_eta", process.respaced(times).sqrt_eta, persistent=False)
         self.register_buffer("times", torch.tensor([0, *times]), persistent=False)
-        self.places = [t / process.steps for t in (0, *times)]
+        self.fractions = [t / process.steps for t in (0, *times)]
         self.scale, self.images, self.predict, self.branches = scale, tuple(condition), predict, branches
 
     @property
@@ -84,18 +75,18 @@ class Denoiser(nn.Module):
             return output
         return self.process.x0_from_epsilon(x_t, output, y_up, weight, t)
 
-    def weigher(self, y_up: Tensor, g_y: Tensor, look: Look) -> Weigh:
+    def weigher(self, y_up: Tensor, g_y: Tensor, analysis: Analysis) -> Weigh:
         """(t, x, x̂0) -> w_t along the visited steps, for `samplers.sample`."""
-        return self.uncertainty.weigher(y_up, g_y, look, self.places)
+        return self.uncertainty.weigher(y_up, g_y, analysis, self.fractions)
 
     def weight_at(self, t: Tensor, x0: Tensor, y: Tensor, y_up: Tensor, g_y: Tensor) -> Tensor:
         """w_t of each sample in training, (B, 3, H, W); y in [0, 1], the other pictures in [-1, 1]."""
-        process, steps = self.process, len(self.places) - 1
+        process, steps = self.process, len(self.fractions) - 1
 
         def q_mean(time: int) -> Tensor:
             return process.q_mean(x0, y_up, torch.full_like(t, time))
 
-        weigh = self.weigher(y_up, g_y, self.uncertainty.look(y))
+        weigh = self.weigher(y_up, g_y, self.uncertainty.analyse(y))
         return weight_at(weigh, self.uncertainty.times(steps), q_mean, x0, y_up, t, steps)
 
     def loss_weight(self, t: Tensor, weight: Tensor) -> Tensor:

@@ -19,14 +19,14 @@ def sample(
     y_up: Tensor,
     weigh: Weigh,
     noise: Callable[[int], Tensor],
-    eta: float = 0.0,
+    stochasticity: float = 0.0,
 ) -> Tensor:
     """From x_T down to x̂0, (B, C, H, W) in [-1, 1]. `noise(t)` is the standard normal field drawn for x_t.
 
-    x_{t−1} = (1−η_{t−1}) x̂0 + η_{t−1} y↑ + κ w_{t−1} ⊙ (√(η_{t−1} − σ²) ε̂ + σ z),  σ² = eta² · η_{t−1} α_t / η_t
+    x_{t−1} = (1−η_{t−1}) x̂0 + η_{t−1} y↑ + κ w_{t−1} ⊙ (√(η_{t−1} − σ²) ε̂ + σ z),  σ² = s² · η_{t−1} α_t / η_t
 
-    With eta = 0 this is the deterministic (DDIM) sampler, with eta = 1 the posterior q(x_{t−1} | x_t, x̂0, y); the
-    variance of x_{t−1} is κ² w_{t−1}² η_{t−1} for every eta, and for a weight that changes on the way.
+    s is `stochasticity`. With 0 this is the deterministic (DDIM) sampler, with 1 the posterior q(x_{t−1} | x_t, x̂0, y);
+    the variance of x_{t−1} is κ² w_{t−1}² η_{t−1} for every s, and for a weight that changes on the way.
     """
     weight = weigh(process.steps, y_up, y_up)
     x = process.prior(y_up, weight, noise(process.steps))
@@ -35,8 +35,8 @@ def sample(
         x0 = denoise(x, t, weight)
         epsilon = process.epsilon(x, x0, y_up, weight, t)
         eta_t, eta_previous = process.eta(t), process.eta(t - 1)
-        variance = eta**2 * eta_previous * (eta_t - eta_previous) / eta_t
-        if eta > 0:
+        variance = stochasticity**2 * eta_previous * (eta_t - eta_previous) / eta_t
+        if stochasticity > 0:
             epsilon = (eta_previous - variance).sqrt() * epsilon + variance.sqrt() * noise(step - 1)
         else:
             epsilon = eta_previous.sqrt() * epsilon

@@ -1,14 +1,11 @@
-"""Uncertainty: how much noise each place gets. A variant turns what is known of a picture into a weight w in [b, 1].
+"""Uncertainty: how much noise each pixel gets. A variant turns what is known of an image into a weight w in [b, 1].
 
-All variants answer the same three questions, in training and in sampling alike:
-
-- `look(y)`: what the whole LR picture tells, before it is cut into tiles;
-- `weigher(y_up, g_y, look, places)`: the function (t, x, x̂0) -> w_t that `samplers.sample` asks at each step;
-- `times(steps)`: the steps at which it gives another weight than before.
+`Variant` is the contract. To add one, write a class that keeps it, a record of its settings and the line in
+`build_uncertainty` that makes one from the other (docs/extending.md has a worked example).
 """
 
-from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn as nn
@@ -22,17 +19,60 @@ from upsr.diffusion.samplers import Weigh
 LEAST = 1e-6  # against a division by 0 where a map is 0, or 1, everywhere
 
 
-class Look(NamedTuple):
-    """What a variant knows of a picture before sampling; `unit`, `mean` and `share` are the whole picture's."""
+class Analysis(NamedTuple):
+    """What a variant takes from the LR image before sampling; `unit`, `mean` and `share` are the whole image's."""
 
     maps: Tensor
-    """(B, K, h, w) in [0, 1] on y's grid, or of the tile at hand: E and H, or nothing (K = 0)."""
+    """(B, K, h, w) in [0, 1] on y's grid, or a tile of it: E and H, or nothing (K = 0)."""
     unit: Tensor
     """(B, K, 1, 1): the magnitudes that are 1 in the maps."""
     mean: Tensor
     """(B, K, 1, 1): the maps' means."""
     share: Tensor | None = None
-    """(B, 1, 1, 1): the mean of the residual variant's W; None: to be taken from the g(y) at hand."""
+    """(B, 1, 1, 1): the mean of the residual variant's W; None: to be taken from the given g(y)."""
+
+
+class Variant(Protocol):
+    """What a variant answers, in training and in sampling alike. It is an `nn.Module`, and may learn with the UNet."""
+
+    @property
+    def floor(self) -> float:
+        """b: the least weight. W = (w−b)/(1−b) is shown, and mixes the branches of a UNet that has two."""
+        ...
+
+    @property
+    def reference(self) -> "Residual | None":
+        """The variant whose mean W this one's W is levelled to; None where W may have any mean."""
+        ...
+
+    @property
+    def map_names(self) -> tuple[str, ...]:
+        """The names of the maps of `analyse`, in their order, under which they are shown."""
+        ...
+
+    def analyse(self, y: Tensor) -> Analysis:
+        """What the whole LR image tells, (B, 3, h, w) in [0, 1], before it is cut into tiles."""
+        ...
+
+    def weigher(self, y_up: Tensor, g_y: Tensor, analysis: Analysis, fractions: Sequence[float]) -> Weigh:
+        """The function (t, x, x̂0) -> w_t, (B, 3, H, W), that `samplers.sample` asks at each step, in their order.
+
+        y↑ and g(y) are in [-1, 1]; `fractions` are t/T of the steps 0, 1, ..., T.
+        """
+        ...
+
+    def times(self, steps: int) -> list[int]:
+        """The steps below T, descending, at which the weight changes; none for a weight that stays."""
+        ...
+
+    def logged(self) -> dict[str, Tensor]:
+        """What a training logs beside its losses: scalars by name, on the device."""
+        ...
+
+    # Of `nn.Module`:
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any: ...
+    def modules(self) -> Iterator[nn.Module]: ...
 
 
 class Residual(nn.Module):
@@ -42,6 +82,7 @@ class Residual(nn.Module):
     """
 
     reference = None
+    map_names = ()
 
     def __init__(self, floor: float, psi_max: float, gray: bool) -> None:
         super().__init__()
@@ -53,15 +94,18 @@ class Residual(nn.Module):
         psi = psi.mean(1, keepdim=True).expand_as(psi) if self.gray else psi
         return psi.clamp(max=self.psi_max) / self.psi_max
 
-    def look(self, y: Tensor) -> Look:
-        return nothing(y)
+    def analyse(self, y: Tensor) -> Analysis:
+        return no_analysis(y)
 
     def times(self, steps: int) -> list[int]:
         return []
 
-    def weigher(self, y_up: Tensor, g_y: Tensor, look: Look, places: Sequence[float]) -> Weigh:
+    def weigher(self, y_up: Tensor, g_y: Tensor, analysis: Analysis, fractions: Sequence[float]) -> Weigh:
         weight = self.floor + (1 - self.floor) * self.share(y_up, g_y)
         return lambda *_: weight
+
+    def logged(self) -> dict[str, Tensor]:
+        return {}
 
 
 class Isotropic(nn.Module):
@@ -69,25 +113,30 @@ class Isotropic(nn.Module):
 
     floor = 1.0
     reference = None
+    map_names = ()
 
-    def look(self, y: Tensor) -> Look:
-        return nothing(y)
+    def analyse(self, y: Tensor) -> Analysis:
+        return no_analysis(y)
 
     def times(self, steps: int) -> list[int]:
         return []
 
-    def weigher(self, y_up: Tensor, g_y: Tensor, look: Look, places: Sequence[float]) -> Weigh:
+    def weigher(self, y_up: Tensor, g_y: Tensor, analysis: Analysis, fractions: Sequence[float]) -> Weigh:
         return lambda *_: torch.ones_like(y_up)
+
+    def logged(self) -> dict[str, Tensor]:
+        return {}
 
 
 class EdgeFrequency(nn.Module):
     """w = b + (1−b) · W↑, W = a·E + (1−a)·H of y itself: noise where y has edges and high frequencies.
 
-    E and H are each scaled to [0, 1] by a percentile of the whole picture. a = sigmoid(`mix`) is learned with the
-    network, through x_t. Since less noise is an easier task, a may fall for that alone: with `reference` (the
-    residual variant) W is levelled to the mean that the reference's W has, so that a places noise and cannot save it.
+    E and H are each scaled to [0, 1] by a percentile of the whole image. a = sigmoid(`mix`) is learned with the
+    network, through x_t. Since less noise is an easier task, a may drift towards less noise: with `reference` (the
+    residual variant), W is scaled to the reference's mean, so `a` redistributes noise but cannot reduce its total.
     """
 
+    map_names = ("edge", "frequency")
     reference: Residual | None
 
     def __init__(
@@ -114,23 +163,29 @@ class EdgeFrequency(nn.Module):
             x = x.float()
             return torch.cat([self.detector(x, pixel), high_pass(x, pixel, self.cutoff, self.softness)], 1)
 
-    def look(self, y: Tensor) -> Look:
+    def analyse(self, y: Tensor) -> Analysis:
         found = self.magnitudes(y, pixel=1)
         one = unit(found, self.percentile)
         maps = (found / one).clamp(max=1)
-        return Look(maps, one, maps.mean((2, 3), keepdim=True))
+        return Analysis(maps, one, maps.mean((2, 3), keepdim=True))
 
     def times(self, steps: int) -> list[int]:
         return []
 
-    def weigher(self, y_up: Tensor, g_y: Tensor, look: Look, places: Sequence[float]) -> Weigh:
-        weight = self.weight(enlarged(look.maps, y_up), look.mean, self.target(y_up, g_y, look)).expand_as(y_up)
+    def weigher(self, y_up: Tensor, g_y: Tensor, analysis: Analysis, fractions: Sequence[float]) -> Weigh:
+        weight = self.weight(enlarged(analysis.maps, y_up), analysis.mean, self.target(y_up, g_y, analysis)).expand_as(
+            y_up
+        )
         return lambda *_: weight
 
-    def target(self, y_up: Tensor, g_y: Tensor, look: Look) -> Tensor | None:
+    def logged(self) -> dict[str, Tensor]:
+        """`mix`: a, the share of edges beside frequencies."""
+        return {"mix": self.mix.sigmoid()}
+
+    def target(self, y_up: Tensor, g_y: Tensor, analysis: Analysis) -> Tensor | None:
         """(B, 1, 1, 1): the mean that W must have; None where it may have any."""
-        if self.reference is None or look.share is not None:
-            return look.share
+        if self.reference is None or analysis.share is not None:
+            return analysis.share
         return self.reference.share(y_up, g_y).mean((1, 2, 3), keepdim=True)
 
     def weight(self, maps: Tensor, mean: Tensor, target: Tensor | None) -> Tensor:
@@ -143,14 +198,16 @@ class EdgeFrequency(nn.Module):
 
 
 class Dynamic(nn.Module):
-    """`EdgeFrequency` taken anew as sampling goes on, of M_t = p_t · x + (1−p_t) · y↑ with p_t = 1 − t/T.
+    """`EdgeFrequency` recomputed as sampling goes on, from M_t = p_t · x + (1−p_t) · y↑ with p_t = 1 − t/T.
 
-    x is the current picture: x_t, or its clean estimate x̂0 (x0 itself in training). E and H follow it smoothly,
+    x is the current image: x_t, or its clean estimate x̂0 (x0 itself in training). E and H are smoothed,
     maps ← λ·maps + (1−λ)·new (w is linear in them), in the units of y. The first weight, at t = T where p is 0, is
-    that of y itself. The chain in thirds is looked at every `intervals` of its length: 5 % while noise is heavy, then
-    3 %, at the end 1 %. Where W is levelled, its own mean is that of the tile at hand.
+    that of y itself. In each third of the chain, W is recomputed at every one of the three `intervals`, as a share of
+    the chain's length: 5 % while noise is heavy, then 3 %, at the end 1 %. Where W is levelled, its own mean is the
+    tile's.
     """
 
+    map_names = EdgeFrequency.map_names
     reference: Residual | None
 
     def __init__(
@@ -169,11 +226,11 @@ class Dynamic(nn.Module):
     def mix(self) -> Tensor:
         return self.base.mix
 
-    def look(self, y: Tensor) -> Look:
-        return self.base.look(y)
+    def analyse(self, y: Tensor) -> Analysis:
+        return self.base.analyse(y)
 
     def times(self, steps: int) -> list[int]:
-        """From T−1 down to 1, those at which the weight is taken anew: an interval is one step at least."""
+        """From T−1 down to 1, those at which the weight is recomputed: an interval is one step at least."""
         found, last = [], steps
         for t in range(steps - 1, 0, -1):
             third = min(3 * (steps - t) // steps, 2)
@@ -182,42 +239,41 @@ class Dynamic(nn.Module):
                 last = t
         return found
 
-    def weigher(self, y_up: Tensor, g_y: Tensor, look: Look, places: Sequence[float]) -> Weigh:
-        """`places`: t/T of each step; `weigh` must be asked in the order of the chain."""
-        target = self.base.target(y_up, g_y, look)
-        pixel = look.maps.shape[2] / y_up.shape[2]
-        due = set(self.times(len(places) - 1))
-        maps = enlarged(look.maps, y_up)
-        weight = self.base.weight(maps, look.mean, target).expand_as(y_up)
+    def weigher(self, y_up: Tensor, g_y: Tensor, analysis: Analysis, fractions: Sequence[float]) -> Weigh:
+        target = self.base.target(y_up, g_y, analysis)
+        pixel = analysis.maps.shape[2] / y_up.shape[2]
+        due = set(self.times(len(fractions) - 1))
+        maps = enlarged(analysis.maps, y_up)
+        weight = self.base.weight(maps, analysis.mean, target).expand_as(y_up)
 
         def weigh(t: int, x: Tensor, x0: Tensor) -> Tensor:
             nonlocal maps, weight
             if t in due:
-                seen = self.mixed(x, x0, y_up, places[t])
-                new = (self.base.magnitudes((seen + 1) / 2, pixel) / look.unit).clamp(max=1)
+                seen = self.mixed(x, x0, y_up, fractions[t])
+                new = (self.base.magnitudes((seen + 1) / 2, pixel) / analysis.unit).clamp(max=1)
                 maps = self.smoothing * maps + (1 - self.smoothing) * new
                 weight = self.base.weight(maps, maps.mean((2, 3), keepdim=True), target).expand_as(y_up)
             return weight
 
         return weigh
 
-    def mixed(self, x: Tensor, x0: Tensor, y_up: Tensor, place: float) -> Tensor:
-        """M_t at t = place · T."""
+    def logged(self) -> dict[str, Tensor]:
+        return self.base.logged()
+
+    def mixed(self, x: Tensor, x0: Tensor, y_up: Tensor, fraction: float) -> Tensor:
+        """M_t at t = fraction · T."""
         current = x if self.source == "x_t" else x0
-        return (1 - place) * current + place * y_up
+        return (1 - fraction) * current + fraction * y_up
 
 
-Variant = Isotropic | Residual | EdgeFrequency | Dynamic
-
-
-def nothing(y: Tensor) -> Look:
-    """The look of a variant that takes nothing from y."""
-    return Look(y[:, :0], y[:, :0, :1, :1], y[:, :0, :1, :1])
+def no_analysis(y: Tensor) -> Analysis:
+    """The analysis of a variant that takes nothing from y."""
+    return Analysis(y[:, :0], y[:, :0, :1, :1], y[:, :0, :1, :1])
 
 
 def enlarged(maps: Tensor, y_up: Tensor) -> Tensor:
     """Maps on y's grid -> on y↑'s, still within [0, 1]."""
-    if maps.shape[1] == 0:  # of `nothing`, which torch would not resize
+    if maps.shape[1] == 0:  # of `no_analysis`, which torch would not resize
         return y_up[:, :0]
     return F.interpolate(maps, y_up.shape[2:], mode="bilinear", align_corners=False)
 
@@ -243,7 +299,7 @@ def weight_at(
 
 
 def build_uncertainty(cfg: Uncertainty) -> Variant:
-    """The variant of the section `uncertainty`. A learned edge detector has no weights yet: see below."""
+    """The variant of the section `uncertainty`. A learned edge detector has no weights yet (`load_edge_detector`)."""
     if cfg.variant == "isotropic":
         return Isotropic()
     residual = Residual(cfg.floor, cfg.psi_max, cfg.channels == "gray")

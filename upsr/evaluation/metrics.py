@@ -1,12 +1,10 @@
-"""PSNR and SSIM as the protocol says, and any metric of pyiqa, with the weights at hand and no others."""
+"""PSNR and SSIM as the protocol says, and metrics of pyiqa, with weights that are there: none are downloaded."""
 
 import contextlib
 import io
 import logging
 import math
 import os
-import socket
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,14 +21,26 @@ log = logging.getLogger(__name__)
 
 Row = dict[str, Any]  # what was measured, or computed of it, with what it belongs to
 
-BEST_PSNR = 100.0  # of two equal pictures: a mean, and JSON, cannot hold the infinity that it is
+BEST_PSNR = 100.0  # of two equal images: a mean, and JSON, cannot hold the infinity that it is
+
+VGG16 = "checkpoints/vgg16-397923af.pth"
+WEIGHTS: dict[str, tuple[str, ...]] = {
+    "lpips": ("checkpoints/alexnet-owt-7be5be79.pth", "pyiqa/LPIPS_v0.1_alex-df73285e.pth"),
+    "lpips-vgg": (VGG16, "pyiqa/LPIPS_v0.1_vgg-a78928a0.pth"),
+    "dists": (VGG16, "pyiqa/DISTS_weights-f5e65c96.pth"),
+    "niqe": ("pyiqa/niqe_modelparameters.mat",),
+    "clipiqa": ("clip/RN50.pt",),
+    "musiq": ("pyiqa/musiq_koniq_ckpt-e95806b9.pth",),
+    **dict.fromkeys(("cw_ssim", "fsim", "gmsd", "mad", "ms_ssim", "nlpd", "piqe", "vif", "vsi"), ()),
+}
+"""The files that pyiqa's metrics read, below the `hub` of their weights' folder. Any other metric is absent."""
 
 
 class Metrics:
     """Measures one picture at a time. `absent` holds, by name, why a wanted metric cannot be had at all.
 
     PSNR and SSIM are always measured; `names` are pyiqa's. Weights are read below `weights`/hub, never downloaded.
-    Raises `ConfigError` for a name that pyiqa does not know.
+    Raises `ConfigError` for a name that pyiqa does not know, and where pyiqa is not installed.
     """
 
     def __init__(self, names: Sequence[str], weights: Path, protocol: Protocol, scale: int, device: torch.device):
@@ -39,10 +49,10 @@ class Metrics:
         self._models: dict[str, Any] = {}
         for name in names:
             try:
-                self._models[name] = _open(name, weights.resolve(), device)
+                self._models[name] = _open(name, weights.resolve() / "hub", device)
             except ConfigError:
                 raise
-            except Exception as error:  # pyiqa's networks and their downloaders raise anything
+            except Exception as error:  # pyiqa's networks raise anything
                 self.absent[name] = " ".join(str(error).split())
 
     def __call__(self, sr: Tensor, hr: Tensor | None) -> dict[str, float]:
@@ -107,38 +117,37 @@ def _value(name: str, metric: Callable[..., Tensor], sr: Tensor, hr: Tensor | No
     return value if math.isfinite(value) else math.nan
 
 
-def _open(name: str, weights: Path, device: torch.device) -> Any:
-    with _offline(weights), contextlib.redirect_stdout(io.StringIO()):  # pyiqa prints what it loads
+def _open(name: str, hub: Path, device: torch.device) -> Any:
+    """A metric of pyiqa whose weights are there. Raises `ConfigError` and `FileNotFoundError`, before it is opened."""
+    try:
         import pyiqa
-        from pyiqa.utils import download_util
-
-        if name not in pyiqa.list_models():
-            raise ConfigError(f"`{name}` is no metric of pyiqa: `pyiqa -ls` lists those that are")
-        # Fixed when pyiqa was first imported, which another part of this process may have done.
-        download_util.DEFAULT_CACHE_DIR = str(weights / "hub" / "pyiqa")
+    except ImportError:
+        raise ConfigError(f"the metric `{name}` needs the extra `metrics`: pip install 'upsr[metrics]'") from None
+    if name not in pyiqa.list_models():
+        raise ConfigError(f"`{name}` is no metric of pyiqa: `pyiqa -ls` lists those that are")
+    if name not in WEIGHTS:
+        raise FileNotFoundError("its weight files are unknown here: add them to WEIGHTS in upsr/evaluation/metrics.py")
+    missing = [file for file in WEIGHTS[name] if not (hub / file).is_file()]
+    if missing:
+        raise FileNotFoundError(f"its weights are missing: put {' and '.join(missing)} into {hub}")
+    with _weights_below(hub), contextlib.redirect_stdout(io.StringIO()):  # pyiqa prints what it loads
         return pyiqa.create_metric(name, device=device)
 
 
 @contextlib.contextmanager
-def _offline(weights: Path) -> Iterator[None]:
-    """Inside, torch and Hugging Face look for weights below `weights`, and this thread cannot find any host.
+def _weights_below(hub: Path) -> Iterator[None]:
+    """Inside, torch and pyiqa look for weights in `hub`, and execute nothing that a file holds; after, as before."""
+    from pyiqa.utils import download_util
 
-    Each network has its own downloader; what they share is that a host's name is looked up first.
-    """
-    # Read when torch.hub, pyiqa and huggingface_hub are imported or first used. The last one: nothing that a
-    # weights file holds is executed.
-    os.environ.update(TORCH_HOME=str(weights), HF_HUB_OFFLINE="1", TORCH_FORCE_WEIGHTS_ONLY_LOAD="1")
-    thread, look_up = threading.get_ident(), socket.getaddrinfo
-
-    def refuse(host: Any, *args: Any, **kwargs: Any) -> Any:
-        if threading.get_ident() != thread:  # say, the tracking client's
-            return look_up(host, *args, **kwargs)
-        raise OSError(f"{host} is not asked for weights")
-
-    socket.getaddrinfo = refuse
+    safe = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = torch.hub.get_dir(), download_util.DEFAULT_CACHE_DIR, os.environ.get(safe)
+    torch.hub.set_dir(hub)
+    download_util.DEFAULT_CACHE_DIR = str(hub / "pyiqa")
+    os.environ[safe] = "1"
     try:
         yield
-    except OSError as error:  # what every downloader ends in
-        raise FileNotFoundError(f"its weights are not below {weights}, and none are downloaded") from error
     finally:
-        socket.getaddrinfo = look_up
+        torch.hub.set_dir(before[0])
+        download_util.DEFAULT_CACHE_DIR = before[1]
+        os.environ.pop(safe)
+        os.environ |= {safe: before[2]} if before[2] is not None else {}

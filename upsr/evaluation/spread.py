@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from upsr.allocator import keep_freed_memory
+
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
@@ -23,23 +25,23 @@ def spread(
     open_work: Callable[[torch.device], Callable[[Job], Result]],
     jobs: Sequence[Job],
     workers: int,
-    places: Sequence[torch.device],
+    devices: Sequence[torch.device],
 ) -> Iterator[Result]:
     """The results of `jobs` in their order, worked on by `workers` processes; with 1, by this one.
 
-    `open_work(device)` is called once a process, with the `places` in turn. It is sent there: neither it nor a job may
+    `open_work(device)` is called once a process, with the `devices` in turn. It is sent there: neither it nor a job may
     hold what cannot be pickled. Every process computes with one thread, since a sum over pixels
     depends on how many threads share it: so the figures are the same to the last bit for any number of processes.
     """
     workers = min(workers, len(jobs))
     if workers <= 1:
         with _one_thread():
-            yield from map(open_work(places[0]), jobs)
+            yield from map(open_work(devices[0]), jobs)
         return
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     for number in range(workers):
-        queue.put(places[number % len(places)])
+        queue.put(devices[number % len(devices)])
     pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(open_work, queue))
     try:
         yield from pool.map(_work, jobs)
@@ -51,7 +53,7 @@ def spread(
         pool.shutdown(cancel_futures=True)
 
 
-def devices() -> list[torch.device]:
+def all_devices() -> list[torch.device]:
     """All GPUs, or the CPU where there is none."""
     return [torch.device("cuda", i) for i in range(torch.cuda.device_count())] or [torch.device("cpu")]
 
@@ -62,6 +64,7 @@ _here: dict[str, Any] = {}  # what this process works with
 def _begin(open_work: Callable[[torch.device], Any], queue: Any) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
+    keep_freed_memory()
     _here.update(open=open_work, device=queue.get())
 
 

@@ -12,7 +12,7 @@ GAP = 4  # between the maps of a strip
 RESIDUAL_SHOWN = 0.1  # the paper's ψ_max
 
 
-def pictures(upscaled: Upscaled) -> dict[str, np.ndarray]:
+def map_images(upscaled: Upscaled) -> dict[str, np.ndarray]:
     """Every map as a colour picture, by name; `weights` is the strip of a weight that changes, from first to last."""
     found = {
         name: heat_map(values, 0, RESIDUAL_SHOWN if name == "residual" else 1) for name, values in upscaled.maps.items()

@@ -1,4 +1,4 @@
-"""Any picture through a network in overlapping tiles, with memory for one row of tiles."""
+"""Any image through a network in overlapping tiles, with memory for one row of tiles."""
 
 from collections.abc import Callable, Iterator
 
@@ -7,9 +7,12 @@ from torch import Tensor
 
 FLOOR = 1e-3  # the taper never reaches 0: every output pixel has a tile that counts
 
+Fields = dict[str, Tensor]
+"""Images and maps of one size by name, each (1, C, H, W)."""
+
 
 def starts(length: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles begin: `overlap` apart from their neighbours at least, the last one flush with the edge."""
+    """Where tiles start: they overlap by `overlap` at least, and the last one ends at the edge."""
     if length <= tile:
         return [0]
     return [*range(0, length - tile, tile - overlap), length - tile]
@@ -22,39 +25,46 @@ def taper(length: int, overlap: int) -> Tensor:
 
 
 def blend(
-    lr: Tensor, run: Callable[[Tensor, int, int], Tensor], *, scale: int, tile: int, overlap: int
-) -> Iterator[tuple[int, Tensor]]:
-    """Runs `run(part, top, left) -> (1, C, s·h, s·w)` over tiles of lr (1, 3, H, W) and joins what they give.
+    inputs: Fields, run: Callable[[Fields, int, int], Fields], *, scale: int, tile: int, overlap: int
+) -> Iterator[tuple[int, Fields]]:
+    """Runs `run(part, top, left)` over tiles of `inputs`, all of one LR size, and joins its results field by field.
 
-    Yields bands (1, C, rows, s·W) from top to bottom with the HR row that each begins at: a band is complete as
-    soon as the next row of tiles starts below it.
+    `part` are the inputs' tiles at (top, left); the results are fields at `scale` times their size. Yields bands of all
+    rows from top to bottom, each with the HR row that it starts at: a band is complete as soon as the next row of tiles
+    starts below it.
     """
-    height, width = lr.shape[2:]
+    height, width = next(iter(inputs.values())).shape[2:]
     rows, columns = starts(height, tile, overlap), starts(width, tile, overlap)
-    total = begun = None
+    sums: Fields = {}
+    tapers = torch.zeros(1, 1, min(tile, height) * scale, width * scale)  # what the sums are to be divided by
     for i, top in enumerate(rows):
-        part_height = min(tile, height)
         for left in columns:
-            part = lr[:, :, top : top + tile, left : left + tile]
-            out = run(part, top, left).float().cpu()
-            if total is None:
-                total = torch.zeros(1, out.shape[1], part_height * scale, width * scale)
-                begun = torch.zeros(1, 1, part_height * scale, width * scale)
-            assert begun is not None
-            edge = _edge_taper(part.shape[2], top, height, overlap, scale)[:, None]
-            edge = edge * _edge_taper(part.shape[3], left, width, overlap, scale)[None]
-            span = slice(left * scale, (left + part.shape[3]) * scale)
-            total[..., span] += out * edge
-            begun[..., span] += edge
-        assert total is not None and begun is not None
+            # one tile
+            part = {name: x[:, :, top : top + tile, left : left + tile] for name, x in inputs.items()}
+            part_height, part_width = next(iter(part.values())).shape[2:]
+            edge = _edge_taper(part_height, top, height, overlap, scale)[:, None]
+            edge = edge * _edge_taper(part_width, left, width, overlap, scale)[None]
+            # added to the band
+            span = slice(left * scale, (left + part_width) * scale)
+            for name, out in run(part, top, left).items():
+                if name not in sums:
+                    sums[name] = torch.zeros(1, out.shape[1], *tapers.shape[2:])
+                sums[name][..., span] += out.float().cpu() * edge
+            tapers[..., span] += edge
+        # the rows that no later tile reaches
         following = rows[i + 1] if i + 1 < len(rows) else height
         done = (following - top) * scale
-        yield top * scale, total[:, :, :done] / begun[:, :, :done]
-        total, begun = _scroll(total, done), _scroll(begun, done)
+        yield top * scale, {name: x[:, :, :done] / tapers[:, :, :done] for name, x in sums.items()}
+        sums, tapers = {name: _scroll(x, done) for name, x in sums.items()}, _scroll(tapers, done)
+
+
+def join(bands: list[Fields]) -> Fields:
+    """Bands from top to bottom -> the whole fields."""
+    return {name: torch.cat([band[name] for band in bands], dim=2) for name in bands[0]}
 
 
 def _edge_taper(size: int, start: int, length: int, overlap: int, scale: int) -> Tensor:
-    """The taper of a tile along one axis, at full weight where the tile touches the picture's edge."""
+    """The taper of a tile along one axis, at full weight where the tile touches the image's edge."""
     ramp = taper(size * scale, overlap * scale)
     half = len(ramp) // 2
     if start == 0:

@@ -1,6 +1,6 @@
 """The two networks: ATD (the auxiliary one, g) and the Swin UNet (the denoiser's)."""
 
-from upsr.models.atd import ATD, build_atd, load_official_atd
-from upsr.models.unet import UNet, build_unet, load_official_unet
+from upsr.models.atd import ATD, build_atd
+from upsr.models.unet import UNet, build_unet
 
-__all__ = ["ATD", "UNet", "build_atd", "build_unet", "load_official_atd", "load_official_unet"]
+__all__ = ["ATD", "UNet", "build_atd", "build_unet"]

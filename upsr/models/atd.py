@@ -301,31 +301,3 @@ def _initialise(module: nn.Module) -> None:
 def build_atd(cfg: Atd, scale: int) -> ATD:
     """A fresh network from the section `atd`."""
     return ATD(scale=scale, **cfg.model_dump(exclude={"lpips_weight", "schedule"}))
-
-
-def load_official_atd(state_dict: dict[str, Tensor], config: dict[str, Any]) -> ATD:
-    """The network of a published checkpoint, `config` being the authors' keyword arguments.
-
-    The flavour is told by the weights: only `atd_real` has a norm in each group's patch embedding.
-    Raises `ValueError` for a variant that the paper does not use and `RuntimeError` for weights that do not fit.
-    """
-    if config.get("upsampler") != "pixelshuffledirect" or config.get("resi_connection", "1conv") != "1conv":
-        raise ValueError("only ATD with `pixelshuffledirect` and `1conv` is supported")
-    if len(set(config["depths"])) != 1 or len(set(config["num_heads"])) != 1:
-        raise ValueError("only ATD with groups of one depth and one number of heads is supported")
-    atd = ATD(
-        scale=config["upscale"],
-        dim=config["embed_dim"],
-        groups=len(config["depths"]),
-        layers=config["depths"][0],
-        heads=config["num_heads"][0],
-        window=config["window_size"],
-        category_size=config["category_size"],
-        tokens=config["num_tokens"],
-        reduced_dim=config["reducted_dim"],
-        ffn_kernel=config["convffn_kernel_size"],
-        mlp_ratio=config["mlp_ratio"],
-        flavour="real" if "layers.0.patch_embed.norm.weight" in state_dict else "classical",
-    )
-    atd.load_state_dict(state_dict)
-    return atd.eval()

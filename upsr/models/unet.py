@@ -218,35 +218,3 @@ class UNet(Decoder):
 def build_unet(cfg: Unet, scale: int) -> UNet:
     """A fresh network from the section `unet`."""
     return UNet(scale=scale, condition_images=len(cfg.condition), **cfg.model_dump(exclude={"condition"}))
-
-
-# Buffers of the official state dict that follow from the configuration.
-DERIVED = ("relative_position_index", "attn_mask")
-
-
-def load_official_unet(state_dict: dict[str, Tensor], config: dict[str, Any]) -> UNet:
-    """The network of a published checkpoint, `config` being the authors' keyword arguments.
-
-    Raises `ValueError` for a variant that the paper does not use and `RuntimeError` for weights that do not fit.
-    """
-    if not config.get("use_scale_shift_norm") or config.get("resblock_updown") or not config.get("cond_lq"):
-        raise ValueError("only the UNet with scale-shift norm, convolutional resampling and a condition is supported")
-    if config["lq_size"] != config["image_size"] or len(set(config["num_res_blocks"])) != 1:
-        raise ValueError("only the UNet with a condition of LR size and one number of blocks is supported")
-    unet = UNet(
-        scale=math.isqrt(config["in_channels"] // 3),
-        dim=config["model_channels"],
-        channel_mult=config["channel_mult"],
-        res_blocks=config["num_res_blocks"][0],
-        swin_dim=config["swin_embed_dim"],
-        swin_depth=config["swin_depth"],
-        window=config["window_size"],
-        head_dim=config["num_head_channels"],
-        mlp_ratio=config["mlp_ratio"],
-        tail_dim=config["num_feat"],
-        condition_images=2,
-        lr_size=config["image_size"],
-        official_mask=True,
-    )
-    unet.load_state_dict({k: v for k, v in state_dict.items() if not k.endswith(DERIVED)})
-    return unet.eval()

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import torch.nn as nn
 
-from upsr.checkpoint import flush
 from upsr.config import Select
-from upsr.images import atomic
+from upsr.files import atomic
 
 Row = dict[str, float]
 Save = Callable[[Path, nn.Module], None]
@@ -48,9 +47,8 @@ def publish(folder: Path, rows: list[Row]) -> int:
     """Makes the best checkpoint `weights.safetensors` (average) and `weights_raw.safetensors`; -> its step."""
     step = best(rows, 1)[0]
     for source, name in ((_averaged, "weights"), (_raw, "weights_raw")):
-        with atomic(folder / f"{name}.safetensors") as temporary:
+        with atomic(folder / f"{name}.safetensors", durable=True) as temporary:
             shutil.copyfile(source(folder, step), temporary)
-            flush(temporary)
     return step
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from upsr.images import atomic
+from upsr.files import atomic
 
 
 class Log:

@@ -13,14 +13,13 @@ from accelerate.utils import DistributedDataParallelKwargs, gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from upsr.allocator import keep_freed_memory
 from upsr.config import Recipe, Train
 from upsr.data.datasets import PatchDataset, step_batches
 from upsr.training import checkpoints, state
 from upsr.training.ema import Ema
 from upsr.training.log import Log
 from upsr.training.memory import recompute_activations
-from upsr.training.objectives import AtdObjective, UnetObjective
+from upsr.training.pairs import Objective
 from upsr.training.record import Record
 from upsr.training.state import TrainingError
 from upsr.training.stopping import leave_signals_to_the_training, stop_signal
@@ -35,7 +34,7 @@ def learning_rate(step: int, recipe: Recipe) -> float:
 
 def fit(
     network: nn.Module,
-    objective: AtdObjective | UnetObjective,
+    objective: Objective,
     dataset: PatchDataset,
     *,
     recipe: Recipe,
@@ -60,8 +59,6 @@ def fit(
     parallel = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
     accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available(), kwargs_handlers=[parallel])
     device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
-    if device.type == "cpu":
-        keep_freed_memory()
     layout = torch.channels_last if train.channels_last else torch.contiguous_format
     network = network.to(device, memory_format=layout).train()  # type: ignore[call-overload]
     objective = objective.to(device)

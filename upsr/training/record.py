@@ -7,9 +7,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from upsr.checkpoint import save_state
 from upsr.config import Train
-from upsr.training.state import TrainingError
+from upsr.training.state import TrainingError, save_state
 
 
 class Record:

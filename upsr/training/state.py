@@ -3,13 +3,33 @@
 from pathlib import Path
 from typing import Any
 
-from upsr.checkpoint import CheckpointError, load_state, save_state
+import torch
+
+from upsr.files import atomic
+from upsr.pretrained import CheckpointError
 
 STATES_KEPT = 2
 
 
 class TrainingError(ValueError):
     """A training that cannot start or go on, in one line that says what to do."""
+
+
+def save_state(path: str | Path, state: dict[str, Any]) -> None:
+    """Writes a training state (nested plain values and tensors), whole or not at all."""
+    with atomic(path, durable=True) as temporary:
+        torch.save(state, temporary)
+
+
+def load_state(path: str | Path) -> dict[str, Any]:
+    """Reads a state of `save_state`, executing nothing. Raises `CheckpointError` for a truncated or foreign file."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # torch raises a dozen kinds
+        raise CheckpointError(f"{path}: not a whole training state") from None
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: not a training state")
+    return state
 
 
 def write(folder: Path, step: int, state: dict[str, Any]) -> None:

@@ -1,6 +1,5 @@
 """How good a network is while it learns: a few held-out pairs, PSNR and LPIPS, shared out among the processes."""
 
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch.nn as nn
 from accelerate import Accelerator
 from torch import Tensor
 
+from upsr.degradation.second_order import SecondOrder
 from upsr.images import pad_to, read_rgb, round8, to_tensor
 from upsr.training.perceptual import Lpips
 
@@ -43,7 +43,7 @@ class Validation:
         return dict(zip(("psnr", "lpips") if lpips else ("psnr",), means, strict=False))
 
 
-def held_out(pictures: Sequence[Path], degrade: Callable[[Tensor, Sequence[int]], Tensor], patch: int) -> list[Pair]:
+def held_out(pictures: Sequence[Path], degrade: SecondOrder, patch: int) -> list[Pair]:
     """The middle of each picture, `patch` pixels wide, and an LR of it that is the same whenever it is made.
 
     It is degraded here, since a ×2 training comes before the ×4 one, and no benchmark has LR pictures for both.
@@ -53,5 +53,5 @@ def held_out(pictures: Sequence[Path], degrade: Callable[[Tensor, Sequence[int]]
         hr = to_tensor(read_rgb(path))
         top, left = (max(size - patch, 0) // 2 for size in hr.shape[2:])
         hr = pad_to(hr[:, :, top : top + patch, left : left + patch], patch, patch)
-        pairs.append((degrade(hr, (zlib.crc32(path.stem.encode()),)), hr))
+        pairs.append((degrade.named(hr, path.stem)[0], hr))
     return pairs

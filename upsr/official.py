@@ -11,15 +11,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 import torch.nn as nn
 from torch import Tensor
 
-from upsr.checkpoint import CheckpointError, load_official
 from upsr.config import Atd, Diffusion, Dynamic, Section, Uncertainty, Unet
-from upsr.models.atd import build_atd
-from upsr.models.unet import DERIVED, build_unet
+from upsr.models import build_atd, build_unet
+from upsr.pretrained import CheckpointError
 
-Weights = dict[str, Tensor]
+State = dict[str, Tensor]
+
+DERIVED = ("relative_position_index", "attn_mask")
+"""Buffers of the official UNet that follow from its settings."""
 
 DIFFUSION = Diffusion(steps=5, kappa=2.5, min_noise=0.2, sqrt_eta_end=0.99, power=0.2, predict="x0", sampler_eta=0)
 UNCERTAINTY = Uncertainty(
@@ -41,31 +44,52 @@ UNCERTAINTY = Uncertainty(
 LR_SIZE = 64  # where no mask tells it
 
 
-def convert(atd: Path, unet: Path | None, category_size: int) -> tuple[Weights, dict[str, Section | int]]:
-    """(weights, settings) for `save_weights`: of g alone, or of g and the denoiser's network.
+def convert(atd: Path, unet: Path | None, category_size: int) -> tuple[dict[str, State], dict[str, Section | int]]:
+    """(parts, settings) for `save_pretrained`: of g alone, or of g and the denoiser's network.
 
-    Nothing in the files is executed. Raises `CheckpointError` for a file that does not fit.
+    Nothing in the files is executed. Raises `CheckpointError` for a file that does not fit, and `ValueError` for a
+    `category_size` below 1.
     """
     if category_size < 1:
         raise ValueError(f"--category-size {category_size}: give 1 or more (the paper's: 128)")
     state = load_official(atd)
     with _telling(atd, "an ATD: give the authors' `atd_real.pth`"):
         cfg, scale = read_atd(state, category_size)
-    weights = _fitted(build_atd(cfg, scale), state, atd, "atd.")
+    parts = {"atd": _fitted(build_atd(cfg, scale), state, atd)}
     if unet is None:
-        return weights, {"scale": scale, "atd": cfg}
+        return parts, {"scale": scale, "atd": cfg}
     state = load_official(unet)
     with _telling(unet, "UPSR's UNet: give the authors' `upsr.pth`"):
         unet_cfg, unet_scale = read_unet(state)
     if unet_scale != scale:
         raise CheckpointError(f"{unet}: is for scale {unet_scale}, {atd} for {scale}: give two of one scale")
     state = {k: v for k, v in state.items() if not k.endswith(DERIVED)}
-    weights |= _fitted(build_unet(unet_cfg, scale), state, unet, "unet.")
+    parts |= {"unet": _fitted(build_unet(unet_cfg, scale), state, unet), "uncertainty": {}}
     chain = {"diffusion": DIFFUSION, "uncertainty": UNCERTAINTY}
-    return weights, {"scale": scale, "atd": cfg, "unet": unet_cfg, **chain}
+    return parts, {"scale": scale, "atd": cfg, "unet": unet_cfg, **chain}
 
 
-def read_atd(state: Weights, category_size: int) -> tuple[Atd, int]:
+def load_official(path: str | Path) -> State:
+    """Reads a published `.pth` (weights below `params_ema`, `params` or at the top), executing nothing.
+
+    Raises `CheckpointError` for a missing file and for anything but plain weights.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except Exception:  # torch raises a dozen kinds, for hostile and for broken files alike
+        raise CheckpointError(f"{path}: not a plain file of weights: refused") from None
+    for key in ("params_ema", "params"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+            break
+    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+        raise CheckpointError(f"{path}: holds no network's weights")
+    return {k.removeprefix("module."): v for k, v in state.items()}
+
+
+def read_atd(state: State, category_size: int) -> tuple[Atd, int]:
     """The settings of an official ATD and its scale."""
     layer = "layers.0.residual_group.layers.0"
     reduced_dim, dim = state[f"{layer}.attn_atd.wq.weight"].shape
@@ -88,7 +112,7 @@ def read_atd(state: Weights, category_size: int) -> tuple[Atd, int]:
     return cfg, math.isqrt(len(state["upsample.0.weight"]) // 3)
 
 
-def read_unet(state: Weights) -> tuple[Unet, int]:
+def read_unet(state: State) -> tuple[Unet, int]:
     """The settings of an official UNet and its scale."""
     dim = len(state["input_blocks.0.0.weight"])
     widths = [len(bias) for bias in _numbered(state, r"input_blocks\.(\d+)\.0\.in_layers\.2\.bias")]
@@ -116,7 +140,7 @@ def read_unet(state: Weights) -> tuple[Unet, int]:
     return cfg, 4 if "conv_up2.weight" in state else 2
 
 
-def _numbered(state: Weights, pattern: str) -> list[Tensor]:
+def _numbered(state: State, pattern: str) -> list[Tensor]:
     """The weights whose names fit a pattern with one number, in the order of the number."""
     found = {int(match[1]): weight for name, weight in state.items() if (match := re.fullmatch(pattern, name))}
     return [found[number] for number in sorted(found)]
@@ -136,15 +160,15 @@ def _telling(path: Path, what: str) -> Iterator[None]:
         raise CheckpointError(f"{path}: not the weights of {what}") from None
 
 
-def _fitted(network: nn.Module, state: Weights, path: Path, prefix: str) -> Weights:
-    """The weights as the network holds them, below `prefix`. Every name and every shape must agree."""
+def _fitted(network: nn.Module, state: State, path: Path) -> State:
+    """The weights as the network holds them. Every name and every shape must agree."""
     own = network.state_dict()
     wrong = sorted({k for k, _ in _shapes(own) ^ _shapes(state)})
     if wrong:
         raise CheckpointError(f"{path}: {len(wrong)} weights are missing, unknown or of another shape, as `{wrong[0]}`")
     network.load_state_dict(state)
-    return {prefix + k: v for k, v in network.state_dict().items()}
+    return network.state_dict()
 
 
-def _shapes(state: Weights) -> set[tuple[str, tuple[int, ...]]]:
+def _shapes(state: State) -> set[tuple[str, tuple[int, ...]]]:
     return {(k, tuple(v.shape)) for k, v in state.items()}

@@ -1,4 +1,4 @@
-"""Models on the pictures of benchmarks, in one process or several."""
+"""An evaluation run: models on the images of benchmarks, in one process or several."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,20 +10,20 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from upsr.data import DataError
 from upsr.data.benchmarks import Benchmark, Pair
-from upsr.evaluation.benchmark import bicubic, measure
+from upsr.evaluation.measure import bicubic, measure
 from upsr.evaluation.metrics import Metrics, Row
 from upsr.evaluation.protocol import PROTOCOLS
 from upsr.evaluation.spread import spread
+from upsr.files import DataError
 from upsr.images import to_image, write
-from upsr.inference import maps
+from upsr.inference.maps import map_images
 from upsr.inference.upscaler import Upscaled, Upscaler
 
 
 @dataclass(frozen=True)
 class Job:
-    """One model on one picture."""
+    """One model on one image."""
 
     benchmark: str
     model: str
@@ -32,7 +32,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Result:
-    """`row` is None where the picture failed; `absent` holds, by name, why a wanted metric cannot be had at all."""
+    """`row` is None where the image failed; `absent` holds, by name, why a wanted metric cannot be measured at all."""
 
     row: Row | None
     failed: list[Row]
@@ -49,13 +49,13 @@ class Outcome:
 
     @property
     def lost(self) -> list[Row]:
-        """The pictures that failed as a whole: not a metric that has no value for a picture that is too small."""
+        """The images that failed as a whole: not a metric that has no value for an image that is too small."""
         return [row for row in self.failed if row["metric"] is None]
 
 
 @dataclass(frozen=True)
-class Contest:
-    """Who is measured, and how: everything that a process needs, and nothing that cannot be sent to it."""
+class EvaluationRun:
+    """Which models are measured, and how. It is sent to the processes that measure, so it holds plain values alone."""
 
     models: dict[str, Path | None]
     """Folders or weights files by name; None: bicubic interpolation."""
@@ -63,15 +63,16 @@ class Contest:
     protocol: str
     metrics: tuple[str, ...]
     weights: Path
-    """Of the metrics."""
+    """Folder of the metrics' weights."""
     seed: int
     tile: int
-    pictures: Path | None
-    """Where results and maps are left, in BENCHMARK/PICTURE/MODEL.png; None: nowhere."""
+    images: Path | None
+    """Folder for results and maps, as BENCHMARK/IMAGE/MODEL.png; None: they are not kept."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision of the networks."""
 
     def jobs(self, benchmarks: list[Benchmark]) -> list[Job]:
+        """Every model on every image, in the order of the results."""
         return [Job(b.name, model, pair) for b in benchmarks for model in self.models for pair in b.pairs]
 
     def __call__(self, device: torch.device) -> Callable[[Job], Result]:
@@ -91,36 +92,36 @@ class Contest:
             if upscaler is None:
                 return bicubic(lr, self.scale)
             latest = upscaler.upscale(lr, seed=self.seed + number, tile=self.tile)
-            return latest.picture
+            return latest.image
 
         def keep(lr: Tensor, sr: Tensor, hr: Tensor | None) -> None:
-            if self.pictures is not None:
+            if self.images is not None:
                 mapped = latest if upscaler and upscaler.diffuser else None
-                _leave(self.pictures / job.benchmark / job.pair.name, {"lr": lr, job.model: sr, "hr": hr}, mapped)
+                _keep_images(self.images / job.benchmark / job.pair.name, {"lr": lr, job.model: sr, "hr": hr}, mapped)
 
         row, failed = measure(upscale, job.pair, self.scale, metrics, keep)
         where = {"benchmark": job.benchmark, "model": job.model}
         return Result(where | row if row else None, [where | f for f in failed], metrics.absent)
 
 
-def _leave(folder: Path, layers: dict[str, Tensor | None], mapped: Upscaled | None) -> None:
-    """The pictures that the page shows side by side, and the maps of the model that has them."""
-    for name, x in layers.items():
+def _keep_images(folder: Path, results: dict[str, Tensor | None], mapped: Upscaled | None) -> None:
+    """Writes results and reference, and the maps of a model that has them."""
+    for name, x in results.items():
         if x is not None:
             write(folder / f"{name}.png", to_image(x))
     if mapped:
-        for name, picture in maps.pictures(mapped).items():
-            write(folder / f"{name}.png", picture)
+        for name, image in map_images(mapped).items():
+            write(folder / f"{name}.png", image)
 
 
-def hold(contest: Contest, benchmarks: list[Benchmark], workers: int, places: list[torch.device]) -> Outcome:
-    """Every model on every picture, in `workers` processes. Raises `DataError` where not one could be measured."""
+def evaluate(run: EvaluationRun, benchmarks: list[Benchmark], workers: int, devices: list[torch.device]) -> Outcome:
+    """Measures every model on every image, in `workers` processes. Raises `DataError` where not one could be."""
     outcome = Outcome()
-    jobs = contest.jobs(benchmarks)
-    for result in tqdm(spread(contest, jobs, workers, places), "evaluate", len(jobs), unit="picture", disable=None):
+    jobs = run.jobs(benchmarks)
+    for result in tqdm(spread(run, jobs, workers, devices), "evaluate", len(jobs), unit="image", disable=None):
         outcome.rows += [result.row] if result.row else []
         outcome.failed += result.failed
         outcome.absent |= result.absent
     if not outcome.rows:
-        raise DataError(f"no picture could be evaluated; the first: {outcome.failed[0]['reason']}")
+        raise DataError(f"no image could be evaluated; the first: {outcome.failed[0]['reason']}")
     return outcome

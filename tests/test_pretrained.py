@@ -7,9 +7,10 @@ import pytest
 import torch
 from conftest import params
 
-from upsr import checkpoint
-from upsr.checkpoint import CheckpointError
 from upsr.config import Atd
+from upsr.official import load_official
+from upsr.pretrained import CheckpointError, Pretrained, bundled, load_pretrained, save_pretrained, weights_file
+from upsr.training.state import load_state, save_state
 
 
 class Hostile:
@@ -22,23 +23,32 @@ class Hostile:
 
 def test_weights_carry_their_settings(tmp_path: Path):
     path = tmp_path / "weights.safetensors"
-    checkpoint.save_weights(path, {"a": torch.ones(2)}, {"scale": 4, "atd": params().atd})
-    weights, settings = checkpoint.load_weights(path)
-    assert torch.equal(weights["a"], torch.ones(2))
-    assert settings["scale"] == 4
-    assert checkpoint.section(settings, "atd", Atd, path) == params().atd
+    save_pretrained(path, {"atd": {"a.b": torch.ones(2)}, "unet": {}}, {"scale": 4, "atd": params().atd})
+    model = load_pretrained(path)
+    assert model.parts.keys() == {"atd"} and torch.equal(model.parts["atd"]["a.b"], torch.ones(2))
+    assert model.scale == 4
+    assert model.section("atd", Atd) == params().atd
 
 
 def test_what_is_no_weights_file_is_named(tmp_path: Path):
     (tmp_path / "text.safetensors").write_text("hello, this is not a weights file at all")
     for name, message in (("text.safetensors", "not a weights file"), ("absent.safetensors", "no such weights")):
         with pytest.raises(CheckpointError, match=message):
-            checkpoint.load_weights(tmp_path / name)
-    with pytest.raises(CheckpointError, match="`atd`"):
-        checkpoint.section({"atd": {"dim": 48}}, "atd", Atd, "old.safetensors")
+            load_pretrained(tmp_path / name)
+    with pytest.raises(CheckpointError, match=r"old\.safetensors: its settings for `atd`"):
+        Pretrained(Path("old.safetensors"), {}, {"atd": {"dim": 48}}).section("atd", Atd)
 
 
-@pytest.mark.parametrize("read", [checkpoint.load_official, checkpoint.load_state])
+def test_a_model_is_named_by_a_file_its_folder_or_the_name_of_bundled_weights(tmp_path: Path):
+    assert bundled() == ["atd-48", "atd-96", "upsr-48"]
+    assert weights_file("starter") == weights_file("atd-48")
+    assert all(weights_file(name).is_file() for name in bundled())
+    assert weights_file("models/unet") == Path("models/unet/weights.safetensors")
+    assert weights_file(tmp_path) == tmp_path / "weights.safetensors"
+    assert weights_file("a.safetensors") == Path("a.safetensors")
+
+
+@pytest.mark.parametrize("read", [load_official, load_state])
 def test_a_hostile_file_runs_nothing(tmp_path: Path, read):
     proof, path = tmp_path / "proof", tmp_path / "hostile.pth"
     path.write_bytes(pickle.dumps({"params_ema": Hostile(proof)}))
@@ -54,13 +64,13 @@ def test_a_hostile_file_runs_nothing(tmp_path: Path, read):
 def test_published_weights_are_found_below_their_key(tmp_path: Path, key: str | None):
     state = {"module.a": torch.ones(2)}
     torch.save({key: state} if key else state, tmp_path / "a.pth")
-    assert list(checkpoint.load_official(tmp_path / "a.pth")) == ["a"]
+    assert list(load_official(tmp_path / "a.pth")) == ["a"]
 
 
 def test_a_torn_state_is_named(tmp_path: Path):
     path = tmp_path / "state.pt"
-    checkpoint.save_state(path, {"step": 3, "x": torch.ones(1000)})
-    assert checkpoint.load_state(path)["step"] == 3
+    save_state(path, {"step": 3, "x": torch.ones(1000)})
+    assert load_state(path)["step"] == 3
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(CheckpointError, match="whole training state"):
-        checkpoint.load_state(path)
+        load_state(path)

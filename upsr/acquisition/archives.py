@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from upsr import images
-from upsr.data import DataError
-from upsr.data.extract import extract
-from upsr.data.transfer import Remote, digest, download
+from upsr.acquisition.extract import extract
+from upsr.acquisition.transfer import Remote, download
+from upsr.files import DataError, atomic, sha256
 
 
 @dataclass(frozen=True)
@@ -106,9 +106,9 @@ def prepare(archives: Collection[Archive], folder: Path, lock: Path) -> list[Pat
         path = folder / archive.remote.name
         extract(path, out, wanted=archive.wanted, pictures=archive.pictures, most=archive.unpacked)
         if archive.remote.sha256 is None:
-            held[path.name] = digest(path)
+            held[path.name] = sha256(path)
             print(f"{path.name}: no hash is published; trusted at first use: {held[path.name]}. Commit {lock}")
-            with images.atomic(lock) as temporary:
+            with atomic(lock) as temporary:
                 temporary.write_text(json.dumps(held, indent=2, sort_keys=True) + "\n")
     return folders
 

@@ -13,8 +13,9 @@ import numpy as np
 from tqdm import tqdm
 
 from upsr import images
-from upsr.data import DataError, encode_png, settle_corrupt, sources
-from upsr.data.sources import Photo
+from upsr.acquisition import sources
+from upsr.acquisition.sources import Photo
+from upsr.files import DataError, atomic, report_corrupt
 
 
 def fetch(
@@ -27,6 +28,7 @@ def fetch(
     max_side: int,
     scale: int,
     on_corrupt: str,
+    downloads: Path = sources.ARCHIVES,
 ) -> dict[str, Any]:
     """Fills `out_dir` with the source's files, byte by byte, and `holdout_dir` with the held-out ones, cut, as PNG.
 
@@ -34,7 +36,7 @@ def fetch(
     that are no pictures'. What is there already and the same is left alone; pictures of an earlier source are removed.
     Raises `DataError`.
     """
-    photos = sources.find(source, folder, holdout)
+    photos = sources.find(source, folder, holdout, downloads)
     _check(photos, holdout, out_dir, holdout_dir)
     take = partial(_take, out_dir=out_dir, holdout=holdout, holdout_dir=holdout_dir, max_side=max_side, scale=scale)
     with ThreadPoolExecutor() as pool:
@@ -42,9 +44,9 @@ def fetch(
     pictures = [r for r in results if isinstance(r, dict)]
     corrupt = [r for r in results if isinstance(r, str)]
     manifest = {"source": source, "pictures": pictures, "corrupt": corrupt, "ignored": sources.ignored(source, folder)}
-    with images.atomic(out_dir / "manifest.json") as temporary:
+    with atomic(out_dir / "manifest.json") as temporary:
         temporary.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    settle_corrupt(corrupt, on_corrupt)
+    report_corrupt(corrupt, on_corrupt)
     _prune(out_dir, [p["file"] for p in pictures if p["split"] == "train"])
     _prune(holdout_dir, [p["file"] for p in pictures if p["split"] == "holdout"])
     return manifest
@@ -72,7 +74,7 @@ def _take(
         target = out_dir / f"{photo.name}{photo.path.suffix}"
         if photo.name in holdout:
             rgb = _shrink(rgb, max_side, scale, photo)
-            data, target = encode_png(rgb), holdout_dir / f"{photo.name}.png"
+            data, target = images.encode_png(rgb), holdout_dir / f"{photo.name}.png"
     except images.ImageError as error:
         return str(error)
     _put(target, data, photo.path if photo.ours and target.parent == out_dir else None)
@@ -113,7 +115,7 @@ def _put(path: Path, data: bytes, same: Path | None) -> None:
     """Writes a file, or links it to `same`, which has the bytes already: DF2K would take its room twice."""
     if path.is_file() and path.read_bytes() == data:
         return
-    with images.atomic(path) as temporary:
+    with atomic(path) as temporary:
         if not (same and _link(temporary, same)):
             temporary.write_bytes(data)
 

@@ -1,6 +1,7 @@
-"""Pictures as the report page embeds them: the results on one picture, side by side, and its maps."""
+"""The images that the report page embeds: the results on one benchmark image, side by side, and its maps."""
 
 import base64
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,16 +10,16 @@ import numpy as np
 
 from upsr.images import read_rgb
 
-RESULTS = ("lr", "bicubic", "atd", "upsr", "hr")  # in this order; what the page has never heard of stands before UPSR
-MAPS = ("residual", "edge", "frequency", "mix", "weight", "weights")
+RESULTS = ("lr", "bicubic", "atd", "upsr", "hr")  # in this order; a model that is not listed comes before UPSR
+MAPS = ("residual", "edge", "frequency", "mix", "weight", "weights")  # in this order; others come last
 STRIPS = ("weights",)  # of several maps side by side
 LARGEST = 512  # pixels a side; of a larger result the part with most detail is shown
-EMBEDDED_AS_IT_IS = 48_000  # bytes; a larger picture becomes a JPEG, in full colour resolution
+EMBEDDED_AS_IT_IS = 48_000  # bytes; a larger image becomes a JPEG, in full colour resolution
 
 
 @dataclass(frozen=True)
-class Layer:
-    """One picture of several that show the same: a result, the reference, or a map."""
+class Embedded:
+    """A result, the reference, or a map, as a data URI."""
 
     name: str
     uri: str
@@ -27,19 +28,24 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Layers:
-    """`focus`: the place with most detail, in percent of the width and the height of what is shown; `part`: what is
+class ReportImages:
+    """`focus`: where the most detail is, in percent of the width and the height of what is shown; `part`: what is
     shown of how much, where it is not the whole."""
 
-    results: list[Layer]
-    maps: list[Layer]
+    results: list[Embedded]
+    maps: list[Embedded]
     focus: tuple[float, float]
     part: str
 
 
-def read_layers(folder: Path) -> Layers:
-    """All PNG files of a picture's folder, LR (`lr.png`) and one result at least."""
-    paths = sorted((p for p in folder.glob("*.png") if p.stem not in MAPS), key=_order)
+def read_images(folder: Path, models: Collection[str]) -> ReportImages:
+    """All PNG files of a benchmark image's folder, LR (`lr.png`) and one result at least.
+
+    What is named after one of the `models`, `lr` or `hr` is a result, everything else a map.
+    """
+    results = {"lr", "hr", *models}
+    paths = sorted((p for p in folder.glob("*.png") if p.stem in results), key=_order_of_result)
+    maps = sorted((p for p in folder.glob("*.png") if p.stem not in results), key=_order_of_map)
     sharpest = read_rgb(paths[-1])
     whole = read_rgb(folder / "lr.png").shape[:2]
     scale = max(1, round(sharpest.shape[1] / whole[1]))
@@ -48,20 +54,23 @@ def read_layers(folder: Path) -> Layers:
     height, width = (scale * (part.stop - part.start) for part in view)
     y, x = (100 * (spot[i] - scale * view[i].start) / side for i, side in ((0, height), (1, width)))
     cut = (height, width) != (scale * whole[0], scale * whole[1])
-    return Layers(
-        results=[_layer(path.stem, _cut(read_rgb(path), view, whole[1])) for path in paths],
+    return ReportImages(
+        results=[_embedded(path.stem, _cut(read_rgb(path), view, whole[1])) for path in paths],
         maps=[
-            _layer(name, _shrunk(read_rgb(p), 3 * LARGEST if name in STRIPS else LARGEST))
-            for name in MAPS
-            if (p := folder / f"{name}.png").is_file()
+            _embedded(path.stem, _shrunk(read_rgb(path), 3 * LARGEST if path.stem in STRIPS else LARGEST))
+            for path in maps
         ],
         focus=(round(x, 1), round(y, 1)),
         part=f"{width} × {height} of {scale * whole[1]} × {scale * whole[0]} pixels" if cut else "",
     )
 
 
-def _order(path: Path) -> tuple[int, str]:
+def _order_of_result(path: Path) -> tuple[int, str]:
     return RESULTS.index(path.stem if path.stem in RESULTS else "atd"), path.stem
+
+
+def _order_of_map(path: Path) -> tuple[int, str]:
+    return MAPS.index(path.stem) if path.stem in MAPS else len(MAPS), path.stem
 
 
 def _most_detail(image: np.ndarray) -> tuple[int, int]:
@@ -88,11 +97,11 @@ def _shrunk(image: np.ndarray, side: int) -> np.ndarray:
     return cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA) if factor < 1 else image
 
 
-def _layer(name: str, image: np.ndarray) -> Layer:
+def _embedded(name: str, image: np.ndarray) -> Embedded:
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     kind, data = "png", cv2.imencode(".png", bgr)[1].tobytes()
     if len(data) > EMBEDDED_AS_IT_IS:
         options = [cv2.IMWRITE_JPEG_QUALITY, 92, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
         kind, data = "jpeg", cv2.imencode(".jpg", bgr, options)[1].tobytes()
     uri = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-    return Layer(name, uri, width=image.shape[1], height=image.shape[0])
+    return Embedded(name, uri, width=image.shape[1], height=image.shape[0])

@@ -1,6 +1,5 @@
 """Brings large files from web servers: goes on where a connection broke, tries mirrors, checks before it renames."""
 
-import hashlib
 import shutil
 import time
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from requests.adapters import HTTPAdapter
 from tqdm import tqdm
 from urllib3 import Retry
 
-from upsr.data import DataError
+from upsr.files import DataError, sha256
 
 PARALLEL = 4
 ATTEMPTS = 4  # in a row, at one mirror, that bring nothing new
@@ -54,12 +53,6 @@ def download(files: Sequence[Remote], folder: Path, spare: int = 0) -> None:
         ThreadPoolExecutor(PARALLEL) as pool,
     ):
         list(pool.map(lambda file: _bring(file, folder / file.name, bar), files))
-
-
-def digest(path: Path) -> str:
-    """The SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _bring(remote: Remote, target: Path, bar: tqdm) -> None:
@@ -132,7 +125,7 @@ def _check(part: Path, remote: Remote) -> None:
     if remote.size and size > remote.size:
         part.unlink()
         raise _Broken(f"has {size} bytes, not {remote.size}")
-    if remote.sha256 and digest(part) != remote.sha256:
+    if remote.sha256 and sha256(part) != remote.sha256:
         part.unlink()
         raise _Broken("has other bytes than it should (SHA-256)")
 
@@ -167,7 +160,7 @@ def _is_right(path: Path, remote: Remote) -> bool:
     """Is the file there, as far as is known of it?"""
     if not path.is_file() or (remote.size and path.stat().st_size != remote.size):
         return False
-    return remote.sha256 is None or digest(path) == remote.sha256
+    return remote.sha256 is None or sha256(path) == remote.sha256
 
 
 def _check_space(folder: Path, needed: int) -> None:

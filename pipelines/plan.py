@@ -2,17 +2,18 @@
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from pipelines import train_atd, train_unet
 from upsr.config import Params, Recipe
-
-if TYPE_CHECKING:
-    from upsr.training.objectives import AtdObjective, UnetObjective
+from upsr.models import build_atd
+from upsr.training.atd_objective import AtdObjective
+from upsr.training.memory import recompute_activations
+from upsr.training.unet_objective import UnetObjective
 
 GB = 2**30
 # Assumptions: of what a large matrix product reaches, a training step of these networks gets about this much; and
@@ -58,9 +59,6 @@ def plan(params: Params, processes: int = 1) -> str:
 
 def trainings(params: Params) -> list[tuple[str, Recipe, Step]]:
     """Each training with its recipe and a step of it."""
-    from pipelines import train_atd, train_unet
-    from upsr.models import build_atd
-
     cfg, found = params.train_atd, []
     recipes = [(params.scale, train_atd.own_recipe(cfg))]
     if params.atd.schedule == "x2_then_x4":
@@ -76,12 +74,9 @@ def trainings(params: Params) -> list[tuple[str, Recipe, Step]]:
 
 
 def count(
-    network: nn.Module, objective: "AtdObjective | UnetObjective", recipe: Recipe, scale: int, params: Params
+    network: nn.Module, objective: AtdObjective | UnetObjective, recipe: Recipe, scale: int, params: Params
 ) -> Step:
     """Runs forward and backward of one micro-batch on tensors without contents, which takes no memory."""
-    from upsr.training.memory import recompute_activations
-    from upsr.training.objectives import UnetObjective
-
     network, objective, n = network.to("meta"), objective.to("meta"), recipe.micro_batch
     if params.train.checkpointing:
         recompute_activations(network)

@@ -12,17 +12,16 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from conftest import ROOT, params
+from conftest import ROOT, params, save_model
 
-from pipelines.contest import Contest, hold
-from pipelines.evaluate import figures, open_benchmarks
+from pipelines.evaluate import figures
 from upsr.__main__ import main
-from upsr.checkpoint import save_weights
-from upsr.data import DataError
-from upsr.data.benchmarks import KNOWN, open_benchmark
+from upsr.data.benchmarks import open_benchmark, open_benchmarks
+from upsr.data.known_benchmarks import KNOWN
+from upsr.evaluation.runs import EvaluationRun, evaluate
 from upsr.evaluation.statistics import table
+from upsr.files import DataError
 from upsr.images import read_rgb, resize, to_image, to_tensor, write
-from upsr.models import build_atd, build_unet
 
 CPU = [torch.device("cpu")]
 
@@ -30,14 +29,7 @@ CPU = [torch.device("cpu")]
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny UPSR, untrained."""
-    torch.manual_seed(0)
-    p = params(unet={"window": 4})
-    networks = {"atd": build_atd(p.atd, 4), "unet": build_unet(p.unet, 4)}
-    weights = {f"{name}.{k}": v for name, network in networks.items() for k, v in network.state_dict().items()}
-    settings = {"scale": 4, "atd": p.atd, "unet": p.unet, "diffusion": p.diffusion, "uncertainty": p.uncertainty}
-    folder = tmp_path_factory.mktemp("model")
-    save_weights(folder / "weights.safetensors", weights, settings)
-    return folder
+    return save_model(tmp_path_factory.mktemp("model"), params(unet={"window": 4}))
 
 
 @pytest.fixture
@@ -52,13 +44,13 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "mine"
 
 
-def contest(model: Path | None, **changes: Any) -> Contest:
+def run_of(model: Path | None, **changes: Any) -> EvaluationRun:
     usual: dict[str, Any] = {
         "models": {"bicubic": None, "upsr": model},
         "scale": 4, "protocol": "basicsr", "metrics": (), "weights": Path("."),
-        "seed": 0, "tile": 128, "pictures": None,
+        "seed": 0, "tile": 128, "images": None,
     }  # fmt: skip
-    return Contest(**usual | changes)
+    return EvaluationRun(**usual | changes)
 
 
 def without_time(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -72,7 +64,7 @@ def test_any_number_of_processes_gives_the_same_figures(
     """To the last bit, LPIPS too, although the processes of a test run may use any number of threads."""
     benchmark = open_benchmark(folder, 4)
     one, two = (
-        hold(contest(model, metrics=("lpips",), weights=weights, pictures=tmp_path / str(n)), [benchmark], n, CPU)
+        evaluate(run_of(model, metrics=("lpips",), weights=weights, images=tmp_path / str(n)), [benchmark], n, CPU)
         for n in (1, 2)
     )
     assert without_time(one.rows) == without_time(two.rows)
@@ -86,17 +78,17 @@ def test_any_number_of_processes_gives_the_same_figures(
 
 def test_other_files_and_another_order_change_nothing(model: Path, folder: Path) -> None:
     benchmark = open_benchmark(folder, 4)
-    whole = without_time(hold(contest(model), [benchmark], 1, CPU).rows)
+    whole = without_time(evaluate(run_of(model), [benchmark], 1, CPU).rows)
     for part in ("HR", "LRx4"):
         (folder / part / "a.png").unlink()
-    rest = without_time(hold(contest(model), [open_benchmark(folder, 4)], 1, CPU).rows)
+    rest = without_time(evaluate(run_of(model), [open_benchmark(folder, 4)], 1, CPU).rows)
     assert rest == [row for row in whole if row["picture"] != "a"]
 
 
 def test_a_tile_changes_little(model: Path, folder: Path) -> None:
     """The noise is one field; what is left is that a network sees less at a tile's edge."""
     whole, tiled = (
-        table(hold(contest(model, tile=tile), [open_benchmark(folder, 4)], 1, CPU).rows)[3] for tile in (128, 16)
+        table(evaluate(run_of(model, tile=tile), [open_benchmark(folder, 4)], 1, CPU).rows)[3] for tile in (128, 16)
     )
     assert (whole["model"], whole["metric"]) == ("upsr", "psnr")
     assert tiled["mean"] == pytest.approx(whole["mean"], abs=0.1)
@@ -104,7 +96,7 @@ def test_a_tile_changes_little(model: Path, folder: Path) -> None:
 
 def test_half_precision_costs_little(model: Path, folder: Path) -> None:
     full, half = (
-        table(hold(contest(model, dtype=dtype), [open_benchmark(folder, 4)], 1, CPU).rows)[3]
+        table(evaluate(run_of(model, dtype=dtype), [open_benchmark(folder, 4)], 1, CPU).rows)[3]
         for dtype in ("fp32", "bf16")
     )
     assert full["metric"] == "psnr"
@@ -117,7 +109,7 @@ def test_half_precision_costs_little(model: Path, folder: Path) -> None:
 def test_one_torn_picture_is_counted_and_the_rest_goes_on(model: Path, folder: Path, workers: int) -> None:
     torn = folder / "LRx4" / "b.png"
     torn.write_bytes(torn.read_bytes()[:100])
-    outcome = hold(contest(model), [open_benchmark(folder, 4)], workers, CPU)
+    outcome = evaluate(run_of(model), [open_benchmark(folder, 4)], workers, CPU)
     assert [row["picture"] for row in outcome.rows] == ["a", "c"] * 2
     assert [(row["model"], row["picture"]) for row in outcome.lost] == [("bicubic", "b"), ("upsr", "b")]
     assert "b.png: truncated picture" in outcome.lost[0]["reason"]
@@ -127,13 +119,13 @@ KILLED = """
 import os, signal, sys, torch
 from pathlib import Path
 import psutil
-from pipelines.contest import Contest
+from upsr.evaluation.runs import EvaluationRun
 from upsr.data.benchmarks import open_benchmark
 from upsr.evaluation.spread import spread
 
 if __name__ == "__main__":
-    contest = Contest({"bicubic": None}, 4, "basicsr", (), Path("."), 0, 128, None)
-    results = spread(contest, contest.jobs([open_benchmark(sys.argv[1], 4)]), 2, [torch.device("cpu")])
+    run = EvaluationRun({"bicubic": None}, 4, "basicsr", (), Path("."), 0, 128, None)
+    results = spread(run, run.jobs([open_benchmark(sys.argv[1], 4)]), 2, [torch.device("cpu")])
     next(results)
     print(*[child.pid for child in psutil.Process().children(recursive=True)], flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -166,8 +158,8 @@ def test_evaluate_by_itself_writes_statistics_and_names_what_failed(folder: Path
         main(["evaluate", "--model", "bicubic", "--benchmark", str(folder), "--metrics", "--json", str(out)])
     assert end.value.code == 2
     said = capsys.readouterr()
-    assert "2 of 3 pictures" in said.out and "c.png: truncated" in said.out
-    assert said.err.endswith("error: 1 of 3 pictures failed\n")
+    assert "2 of 3 images" in said.out and "c.png: truncated" in said.out
+    assert said.err.endswith("error: 1 of 3 images failed\n")
     result = json.loads(out.read_text())
     assert result["statistics"]["psnr"]["pictures"] == 2
     assert result["mean"]["psnr"] == sum(row["psnr"] for row in result["rows"]) / 2
@@ -181,8 +173,9 @@ def test_a_benchmark_that_is_not_there_says_what_to_do(folder: Path, monkeypatch
     monkeypatch.chdir(folder.parent)
     found, absent = open_benchmarks((*KNOWN, str(folder)), 4)
     assert [b.name for b in found] == ["mine"] and absent.keys() == KNOWN.keys()
-    assert absent["Set5"] == "data/benchmarks/Set5: no such folder: put its HR/ and LRx4/ below data/benchmarks/Set5"
-    with pytest.raises(DataError, match="none of Set5 is at hand: data/benchmarks/Set5: no such folder: put"):
+    assert absent["Set5"].startswith("data/benchmarks/Set5: no such folder: get https://")
+    assert "copy Set5/HR to data/benchmarks/Set5/HR" in absent["Set5"]
+    with pytest.raises(DataError, match="none of Set5 is available: data/benchmarks/Set5: no such folder: get"):
         open_benchmarks(("Set5",), 4)
 
 

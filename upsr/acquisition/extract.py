@@ -11,7 +11,7 @@ from typing import IO
 from tqdm import tqdm
 
 from upsr import images
-from upsr.data import DataError, whole_folder
+from upsr.files import DataError, whole_folder
 
 CHUNK = 1 << 20
 

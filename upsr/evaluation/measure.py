@@ -2,7 +2,6 @@
 
 import math
 import time
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from upsr.data.benchmarks import Pair
 from upsr.evaluation.metrics import Metrics, Row
-from upsr.images import ImageError, read_rgb, resize, to_tensor
+from upsr.images import ImageError, number_of, read_rgb, resize, to_tensor
 
 Upscale = Callable[[Tensor, int], Tensor]
 Keep = Callable[[Tensor, Tensor, Tensor | None], None]
@@ -22,17 +21,12 @@ def bicubic(lr: Tensor, scale: int) -> Tensor:
     return resize(lr, (lr.shape[2] * scale, lr.shape[3] * scale)).clamp(0, 1)
 
 
-def picture_number(name: str) -> int:
-    """What a picture's noise is drawn from beside the seed: its name, so that files may come in any order."""
-    return zlib.crc32(name.encode())
-
-
 def measure(
     upscale: Upscale, pair: Pair, scale: int, metrics: Metrics, keep: Keep | None = None
 ) -> tuple[Row | None, list[Row]]:
     """Upscales and measures a picture: ({picture, metrics..., seconds}, failures).
 
-    `upscale(lr, number)` maps (1, 3, h, w) in [0, 1] on the metrics' device, with the picture's `picture_number`.
+    `upscale(lr, number)` maps (1, 3, h, w) in [0, 1] on the metrics' device, with the `number_of` its name.
     `keep(lr, sr, hr)` is handed the result, `sr` cut to the size of `hr`. Failures are {picture, metric, reason}: a
     picture that cannot be read, does not fit its reference or the device's memory has no row and one failure, of no
     metric; a metric without value for the picture is one more.
@@ -40,7 +34,7 @@ def measure(
     where = {"picture": pair.name}
     try:
         lr, hr = _read(pair, scale, metrics.device)
-        sr, seconds = _timed(upscale, lr, picture_number(pair.name))
+        sr, seconds = _timed(upscale, lr, number_of(pair.name))
     except (ImageError, RuntimeError) as error:  # among the latter: no memory left on the device
         return None, [where | {"metric": None, "reason": str(error)}]
     if hr is not None:

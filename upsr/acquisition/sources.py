@@ -1,13 +1,13 @@
 """Where photographs come from: files inside installed packages, DF2K's archives, or the user's own folder."""
 
 import importlib.util
-import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from upsr import images
-from upsr.data import DataError, archives, by_stem
+from upsr.acquisition import archives
+from upsr.files import DataError, by_stem
 
 
 @dataclass(frozen=True)
@@ -139,20 +139,21 @@ SAMPLES = (
 )
 
 
-# An experiment in a copy of the project (DVC sets DVC_ROOT there) does not download anew.
-ARCHIVES = Path(os.environ.get("DVC_ROOT", ""), "data/archives")
+ARCHIVES = Path("data/archives")
+"""Where DF2K's archives are downloaded to and unpacked."""
 LOCK = Path("sources.lock")
+"""The digests of archives that publish none."""
 
 
-def find(source: str, folder: str | Path | None, holdout: Collection[str]) -> list[Photo]:
-    """The photographs of `sample`, of `df2k`, or else those directly in `folder`.
+def find(source: str, folder: str | Path | None, holdout: Collection[str], downloads: Path = ARCHIVES) -> list[Photo]:
+    """The photographs of `sample`, of `df2k`, whose archives are downloaded into `downloads`, or those in `folder`.
 
-    Raises `DataError` where there are none.
+    Raises `DataError` where there are none, or an archive cannot be had.
     """
     if source == "sample":
         return [Photo(s.name, _locate(s), s.origin, s.licence, s.sha256) for s in SAMPLES]
     if source == "df2k":
-        return _df2k(holdout)
+        return _df2k(holdout, downloads)
     table = by_stem(images.find(str(folder)))
     if not table:
         raise DataError(f"{folder}: no pictures there: correct data.folder")
@@ -167,11 +168,11 @@ def ignored(source: str, folder: str | Path | None) -> list[str]:
     return sorted(path.name for path in Path(str(folder)).iterdir() if path not in pictures)
 
 
-def _df2k(holdout: Collection[str]) -> list[Photo]:
+def _df2k(holdout: Collection[str], downloads: Path) -> list[Photo]:
     """DIV2K's training pictures and Flickr2K's; of DIV2K's validation pictures those that are held out."""
     held = archives.VALIDATION & set(holdout)
     wanted = archives.wanted(holdout)
-    folders = archives.prepare(wanted, ARCHIVES, LOCK)
+    folders = archives.prepare(wanted, downloads, LOCK)
     photos = [
         Photo(path.stem, path, archive.origin, archive.licence, None, ours=True)
         for archive, folder in zip(wanted, folders, strict=True)

@@ -1,0 +1,25 @@
+"""Makes a trained model bundled weights: `python -m pipelines.bundle models/unet`. Its card is written by hand."""
+
+import argparse
+
+import torch
+
+from upsr.pretrained import BUNDLED, FILE, load_pretrained, save_pretrained, weights_file
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="bundle a trained model's weights with the package, in float16")
+    parser.add_argument("model", help="a weights file, or the folder that holds it")
+    model = load_pretrained(weights_file(parser.parse_args().model))
+    name = f"upsr-{model.settings['unet']['dim']}" if "unet" in model.parts else f"atd-{model.settings['atd']['dim']}"
+    halves = {
+        part: {k: v.half() if v.is_floating_point() else v.to(torch.int16) for k, v in state.items()}  # indices < 1000
+        for part, state in model.parts.items()
+    }
+    target = BUNDLED / name / FILE
+    save_pretrained(target, halves, model.settings)
+    print(f"{target}: {target.stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

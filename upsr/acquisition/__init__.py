@@ -1,0 +1,1 @@
+"""Getting images and metric weights: sources, downloads, archives."""

@@ -1,0 +1,1 @@
+"""Measuring speed: what `upsr bench` prints."""

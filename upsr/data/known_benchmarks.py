@@ -1,0 +1,73 @@
+"""The field's benchmarks: what each holds, how its LR was made, where to get it, and where to put it."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class KnownBenchmark:
+    """A benchmark that is known by its folder's name below data/benchmarks."""
+
+    images: int | None
+    """How many; None where the settings decide."""
+    reference: bool
+    """Whether each LR image has an HR image."""
+    lr: str
+    """How the LR images were made."""
+    address: str
+    """Where to get it."""
+    steps: str
+    """What to do by hand; `{folder}` is the benchmark's folder."""
+
+    def advice(self, folder: object) -> str:
+        """One line for a benchmark that is missing: where to get it and where to put it."""
+        steps = self.steps.format(folder=folder)
+        return f"get {self.address}, {steps}" if self.address else steps
+
+
+EDSR = "https://cv.snu.ac.kr/research/EDSR/benchmark.tar"
+RESSHIFT = "https://github.com/zsyOAOA/ResShift (branch journal)"
+IMRESIZE = "bicubic x4 by MATLAB's imresize"
+
+
+def _classical(images: int, name: str) -> KnownBenchmark:
+    """One of the benchmarks in EDSR's archive, where it is called `name`."""
+    steps = f"copy {name}/HR to {{folder}}/HR, {name}/LR_bicubic/X4 to {{folder}}/LRx4, and cut `x4` from the LR names"
+    return KnownBenchmark(images, True, IMRESIZE, EDSR, steps)
+
+
+KNOWN = {
+    "holdout": KnownBenchmark(
+        None,
+        True,
+        "second-order degradation by params.yaml, seeded by each picture's name",
+        "",
+        "run `dvc repro download`",
+    ),
+    "Set5": _classical(5, "Set5"),
+    "Set14": _classical(14, "Set14"),
+    "BSD100": _classical(100, "B100"),
+    "Urban100": _classical(100, "Urban100"),
+    "ImageNet-Test": KnownBenchmark(
+        3000,
+        True,
+        "ResShift's recipe, second-order degradation",
+        RESSHIFT,
+        "put its gt/ and lq/ into {folder}. A set like it: 3,000 of ImageNet's validation images, the middle 256x256 "
+        "of each in {folder}/HR, and `upsr degrade {folder}/HR -o {folder}/LRx4 --seed 0`",
+    ),
+    "RealSR": KnownBenchmark(
+        100,
+        True,
+        "photographed with a shorter focal length",
+        "https://github.com/csjcai/RealSR (version 3)",
+        "unpack it so that {folder}/Canon/Test/4 and {folder}/Nikon/Test/4 exist",
+    ),
+    "RealSet65": KnownBenchmark(
+        65,
+        False,
+        "photographs as found, without a reference",
+        RESSHIFT,
+        "copy testdata/RealSet65 to {folder}; without a reference, only metrics that need none are computed",
+    ),
+}
+"""By name, in the order in which they are listed."""

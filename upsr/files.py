@@ -1,0 +1,80 @@
+"""Files and folders: written whole or not at all, and known by their digest."""
+
+import contextlib
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+
+class DataError(ValueError):
+    """Files that cannot be used as they are, in one line: which, why, and what to do."""
+
+
+@contextlib.contextmanager
+def atomic(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
+    """Yields a temporary name beside `path`; the file takes the name `path` when the block ends without an error.
+
+    `durable` waits until the contents are on the disk before renaming: without it, a power cut may leave an empty file.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        if durable:
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Yields an empty folder beside `path`, which replaces `path` when the block ends without an error.
+
+    Leftovers of a killed run are removed first, so only one process at a time may write a folder.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for stale in path.parent.glob(f".{path.name}.*/new"):
+        shutil.rmtree(stale.parent)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
+        new = Path(scratch, "new")
+        new.mkdir()
+        yield new
+        if path.exists():
+            path.rename(Path(scratch, "old"))
+        new.rename(path)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, as 64 hexadecimal digits. Raises `OSError` for a file that cannot be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def by_stem(paths: Sequence[Path]) -> dict[str, Path]:
+    """Files by their name without suffix. Raises `DataError` where two share it."""
+    table: dict[str, Path] = {}
+    for path in paths:
+        if path.stem in table:
+            raise DataError(f"{path}: {table[path.stem].name} has the same name but for the suffix: rename one")
+        table[path.stem] = path
+    return table
+
+
+def report_corrupt(messages: Sequence[str], on_corrupt: str) -> None:
+    """Names every unreadable image: in the log where `on_corrupt` is `skip`. Raises `DataError` where it is `fail`."""
+    if messages and on_corrupt == "fail":
+        raise DataError(f"{len(messages)} unreadable: {'; '.join(messages)} (or set data.on_corrupt to skip)")
+    for message in messages:
+        log.warning("skipped: %s", message)

@@ -1,0 +1,100 @@
+"""The weights file: networks and the settings to rebuild them, in one safetensors file. Its only reader and writer.
+
+A file holds parts: `atd`, and for UPSR also `unet` and `uncertainty`. Tensors are named PART.KEY. The settings, one
+record for each part and `diffusion`, and the scale, are JSON in the file's metadata.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from upsr.config import ConfigError, Section
+from upsr.files import atomic
+
+S = TypeVar("S", bound=Section)
+Parts = Mapping[str, Mapping[str, Tensor]]
+"""State dicts by the name of their part."""
+
+BUNDLED = Path(__file__).parent / "bundled"
+"""The bundled weights: a folder each, with a card."""
+STARTER = "atd-48"
+"""Which of them `starter` stands for."""
+FILE = "weights.safetensors"
+
+
+class CheckpointError(ValueError):
+    """A weights file or a training state that cannot be used, in one line that names it."""
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """The contents of a weights file."""
+
+    path: Path
+    parts: Parts
+    settings: Mapping[str, Any]
+    """As plain values; `section` makes a record of one of them."""
+
+    @property
+    def scale(self) -> int:
+        return self.settings["scale"]
+
+    def section(self, name: str, record: type[S]) -> S:
+        """The settings of one name. Raises `CheckpointError` where there are none, or they do not fit the record."""
+        try:
+            return record.model_validate(self.settings[name])
+        except (KeyError, ValidationError, ConfigError):
+            raise CheckpointError(
+                f"{self.path}: its settings for `{name}` do not fit this version: train again"
+            ) from None
+
+
+def save_pretrained(path: str | Path, parts: Parts, settings: Mapping[str, Any]) -> None:
+    """Writes networks and the settings to rebuild them, atomically.
+
+    `settings` holds `scale` and, for each part and for `diffusion`, its record or the record's plain values.
+    """
+    plain = {name: s.model_dump(mode="json") if isinstance(s, Section) else s for name, s in settings.items()}
+    tensors = {
+        f"{part}.{key}": value.detach().cpu().contiguous().clone()
+        for part, state in parts.items()
+        for key, value in state.items()
+    }
+    with atomic(path, durable=True) as temporary:
+        save_file(tensors, temporary, metadata={"upsr": json.dumps(plain, sort_keys=True)})
+
+
+def load_pretrained(path: str | Path) -> Pretrained:
+    """Reads a weights file, executing nothing. Raises `CheckpointError` for a missing or foreign file."""
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such weights file: bundled are starter, {', '.join(bundled())}")
+    parts: dict[str, dict[str, Tensor]] = {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            settings = json.loads((file.metadata() or {})["upsr"])
+            for name in file.keys():  # noqa: SIM118 (not a dict)
+                part, _, key = name.partition(".")
+                parts.setdefault(part, {})[key] = file.get_tensor(name)
+    except (SafetensorError, KeyError, json.JSONDecodeError):
+        raise CheckpointError(f"{path}: not a weights file of this project") from None
+    return Pretrained(path, parts, settings)
+
+
+def bundled() -> list[str]:
+    """The names of the bundled weights."""
+    return sorted(path.parent.name for path in BUNDLED.glob(f"*/{FILE}"))
+
+
+def weights_file(model: str | Path) -> Path:
+    """The weights file of a model: bundled weights by name (`starter` for the default), a file, or a file's folder."""
+    name = STARTER if model == "starter" else str(model)
+    path = BUNDLED / name if name in bundled() else Path(model)
+    return path / FILE if path.is_dir() or not path.suffix else path

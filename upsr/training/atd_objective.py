@@ -1,0 +1,29 @@
+"""What ATD learns: L1 + λ · LPIPS on Real-ESRGAN pairs (the authors' answer in their issue 18)."""
+
+from collections.abc import Sequence
+
+import torch.nn as nn
+from torch import Tensor
+
+from upsr.images import to_signed
+from upsr.training.pairs import Loss, Pairs
+from upsr.training.perceptual import PerceptualLoss
+
+
+class AtdObjective(nn.Module):
+    """L1(g(y), x0) + λ · LPIPS(g(y), x0)."""
+
+    def __init__(self, pairs: Pairs, perceptual: PerceptualLoss) -> None:
+        super().__init__()
+        self.pairs, self.perceptual = pairs, perceptual
+
+    def draw(self, hr: Tensor, seed: Sequence[int], first: int = 0) -> tuple[Tensor, ...]:
+        """LR and HR in [0, 1]."""
+        return self.pairs(hr, seed, first)
+
+    def loss(self, atd: nn.Module, lr: Tensor, hr: Tensor) -> Loss:
+        """Logs `l1` and `lpips`, the latter weighted."""
+        sr = atd(lr).float()
+        l1 = (sr - hr).abs().mean()
+        lpips = self.perceptual(to_signed(sr), to_signed(hr)).mean()
+        return l1 + lpips, {"l1": l1, "lpips": lpips}

@@ -1,0 +1,49 @@
+"""What a training step learns from: pairs of LR and HR, and what every objective has in common."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, Self
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from upsr.degradation.pair_pool import PairPool
+from upsr.degradation.second_order import SecondOrder
+
+Loss = tuple[Tensor, dict[str, Tensor]]
+"""The loss to minimise and what to log beside it, all scalars on the device."""
+
+
+class Pairs(nn.Module):
+    """HR patches -> (LR, HR) pairs: degraded on the device, mixed with past pairs."""
+
+    def __init__(self, degrade: SecondOrder, pool: PairPool) -> None:
+        super().__init__()
+        self.degrade, self.pool = degrade, pool
+
+    @torch.no_grad()
+    def forward(self, hr: Tensor, seed: Sequence[int], first: int = 0) -> tuple[Tensor, Tensor]:
+        """(B, 3, P, P) uint8 -> LR and HR in [0, 1], a function of `seed` and of each sample's number.
+
+        The patches are the samples from `first` on of the global batch, however that is split over processes.
+        """
+        target = self.degrade.target(hr.float() / 255)
+        target, lr = self.pool(target, self.degrade(target, seed, first), (*seed, 2), first)
+        return lr, target
+
+
+class Objective(Protocol):
+    """What a network learns: `draw` makes a batch from HR patches, `loss` measures a network on a part of it."""
+
+    pairs: Pairs
+
+    def draw(self, hr: Tensor, seed: Sequence[int], first: int = 0) -> tuple[Tensor, ...]:
+        """(B, 3, P, P) uint8 -> tensors whose first dimension is B; `seed` and `first` as in `Pairs`."""
+        ...
+
+    @property
+    def loss(self) -> Callable[..., Loss]:
+        """(network, *tensors of `draw`) -> the loss, and what to log."""
+        ...
+
+    def to(self, device: torch.device) -> Self: ...

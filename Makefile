@@ -1,4 +1,4 @@
-# Everything from a bare Python >= 3.11: `make repro` and `make test` make the environment they need.
+# Needs only Python >= 3.11: every target creates the virtual environment it needs.
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
@@ -6,9 +6,9 @@ PREFECT ?= http://127.0.0.1:4200/api
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DO_NOT_TRACK := 1
 
-.PHONY: help repro test test-fast check ui flow sweep nightly nightly-serve lock clean
+.PHONY: help repro test test-fast check ui flow sweep nightly nightly-serve docs lock clean
 
-help: ## this list
+help: ## print this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
 
 .venv/ready: requirements.lock pyproject.toml
@@ -19,14 +19,14 @@ help: ## this list
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	touch $@
 
-repro: .venv/ready ## the whole chain: download, crop, pack, train, evaluate, report
+repro: .venv/ready ## run the whole pipeline: download, crop, pack, train, evaluate, report
 	dvc repro
-	@echo "Open reports/index.html; compare runs with: make ui"
+	@echo "Open reports/index.html. Compare runs with: make ui"
 
-test: check ## every check and test, as CI runs them
+test: check ## run every check and test, as CI does
 	pytest
 
-test-fast: check ## the same without whole chains, servers and kills
+test-fast: check ## the same without slow tests: whole pipelines, servers, kills
 	pytest -m "not slow"
 
 check: .venv/ready
@@ -34,26 +34,29 @@ check: .venv/ready
 	ruff format --check
 	mypy
 
-ui: .venv/ready ## MLflow on http://127.0.0.1:5000
+ui: .venv/ready ## open MLflow on http://127.0.0.1:5000
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --host 127.0.0.1 --port 5000 --backend-store-uri sqlite:///mlflow.db
 
-flow: .venv/ready ## the chain as a Prefect flow, stage by stage
+flow: .venv/ready ## run the pipeline as a Prefect flow, stage by stage
 	python -m pipelines.flows pipeline
 
-sweep: .venv/ready ## every combination of params.yaml's sweep.cross as a DVC experiment
+sweep: .venv/ready ## run every combination of sweep.cross in params.yaml as a DVC experiment
 	python -m pipelines.flows sweep
 
-nightly: .venv/ready ## champion and newest candidate on every benchmark, now
+nightly: .venv/ready ## evaluate champion and newest candidate on every available benchmark, now
 	python -m pipelines.flows nightly
 
-nightly-serve: .venv/ready ## the nightly re-evaluation on its schedule, on this machine
-	prefect server start --host 127.0.0.1 --background || true # it may be running already
+nightly-serve: .venv/ready ## run the nightly evaluation on its schedule, on this machine
+	prefect server start --host 127.0.0.1 --background || true # fails if it is already running
 	until python -c 'import urllib.request as u; u.urlopen("$(PREFECT)/health")' 2>/dev/null; do sleep 1; done
 	PREFECT_API_URL=$(PREFECT) python -m pipelines.flows serve
 
-lock: .venv/ready ## pins the newest versions that fit pyproject.toml
+docs: .venv/ready ## build the documentation and API reference: site/index.html
+	mkdocs build --strict
+
+lock: .venv/ready ## pin the newest versions allowed by pyproject.toml
 	uv pip compile --universal --python-version 3.11 --extra pipeline --extra dev --upgrade --quiet \
 		--no-emit-index-url --no-emit-find-links --no-header --no-annotate pyproject.toml -o requirements.lock
 
-clean: ## removes the environment and everything the stages wrote
-	rm -rf .venv data models/atd models/unet reports mlflow.db mlartifacts .dvc/cache .dvc/tmp
+clean: ## remove the environment and everything the stages wrote
+	rm -rf .venv data models reports site mlflow.db mlartifacts .dvc/cache .dvc/tmp

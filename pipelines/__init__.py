@@ -1,1 +1,1 @@
-"""The stages of dvc.yaml and what joins them to DVC, MLflow and Prefect."""
+"""The stages of dvc.yaml, and the code that connects them to DVC, MLflow and Prefect."""

@@ -1,4 +1,4 @@
-"""Makes a trained model bundled weights: `python -m pipelines.bundle models/unet`. Its card is written by hand."""
+"""Adds a trained model to the bundled weights: `python -m pipelines.bundle models/unet`. Write its card by hand."""
 
 import argparse
 
@@ -8,16 +8,16 @@ from upsr.pretrained import BUNDLED, FILE, load_pretrained, save_pretrained, wei
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="bundle a trained model's weights with the package, in float16")
-    parser.add_argument("model", help="a weights file, or the folder that holds it")
+    parser = argparse.ArgumentParser(description="Bundle a trained model's weights with the package, in float16.")
+    parser.add_argument("model", help="weights file, or the folder that contains it")
     model = load_pretrained(weights_file(parser.parse_args().model))
     name = f"upsr-{model.settings['unet']['dim']}" if "unet" in model.parts else f"atd-{model.settings['atd']['dim']}"
-    halves = {
-        part: {k: v.half() if v.is_floating_point() else v.to(torch.int16) for k, v in state.items()}  # indices < 1000
+    half = {  # integer tensors are indices below 1000
+        part: {k: v.half() if v.is_floating_point() else v.to(torch.int16) for k, v in state.items()}
         for part, state in model.parts.items()
     }
     target = BUNDLED / name / FILE
-    save_pretrained(target, halves, model.settings)
+    save_pretrained(target, half, model.settings)
     print(f"{target}: {target.stat().st_size / 1e6:.1f} MB")
 
 

@@ -1,4 +1,4 @@
-"""Curves and point clouds as plain numbers for an SVG: the template draws, this decides where."""
+"""Coordinates of curves and scatter plots for the report's SVGs; the template draws them."""
 
 import math
 from collections.abc import Sequence
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-WIDTH, HEIGHT = 300, 130  # of the plot itself, in SVG units; labels stand outside
-MOST_POINTS = 500  # more than a curve of this width can show
+WIDTH, HEIGHT = 300, 130  # of the plot area, in SVG units; labels are outside it
+MOST_POINTS = 500  # more than a curve of this width can resolve
 LABEL_HEIGHT = 15
 
 Ticks = list[tuple[float, str]]
@@ -15,7 +15,7 @@ Ticks = list[tuple[float, str]]
 
 @dataclass(frozen=True)
 class Axis:
-    """Values `low`..`high` laid over 0..`length`, evenly or by their logarithm."""
+    """Maps `low`..`high` to 0..`length`, linearly or logarithmically."""
 
     low: float
     high: float
@@ -23,12 +23,12 @@ class Axis:
     log: bool = False
 
     def at(self, value: float) -> float:
-        scaled = (math.log(v) if self.log else v for v in (self.low, self.high, value))
-        low, high, here = scaled
-        return round((here - low) / (high - low) * self.length, 1)
+        """The position of a value."""
+        low, high, x = (math.log(v) if self.log else v for v in (self.low, self.high, value))
+        return round((x - low) / (high - low) * self.length, 1)
 
     def ticks(self) -> Ticks:
-        """Three to seven round values with their places."""
+        """Three to seven round values: (position, label)."""
         values = self._decades() if self.log else []
         return [(self.at(v), f"{v:g}") for v in (values if len(values) > 2 else self._even())]
 
@@ -48,7 +48,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Curve:
-    """`raw` and its running `mean`: the `points` of two SVG polylines."""
+    """A curve `raw` and its running `mean`, each as the `points` of an SVG polyline."""
 
     x_ticks: Ticks
     y_ticks: Ticks
@@ -57,9 +57,9 @@ class Curve:
 
 
 def curve(x: Sequence[float], y: Sequence[float]) -> Curve | None:
-    """Values over growing `x`, with their running mean; logarithmic where they span more than a factor of five.
+    """`y` over increasing `x`, with its running mean; a logarithmic y axis if `y` spans more than a factor of five.
 
-    None where there is nothing to see: less than two values, or all the same.
+    None if there are fewer than two values or all are equal.
     """
     if len(y) < 2 or min(y) == max(y):
         return None
@@ -71,15 +71,15 @@ def curve(x: Sequence[float], y: Sequence[float]) -> Curve | None:
         " ".join(f"{across.at(a)},{down.at(b)}" for a, b in zip(x[thin], values[thin], strict=True))
         for values in (list(y), _running_mean(y))
     )
-    return Curve(across.ticks(), [(HEIGHT - place, text) for place, text in upward.ticks()], raw, mean)
+    return Curve(across.ticks(), [(HEIGHT - position, label) for position, label in upward.ticks()], raw, mean)
 
 
 def _running_mean(y: Sequence[float]) -> list[float]:
-    """The mean over the nearest tenth of all values, fewer at the ends; centred, so that nothing lags."""
-    reach = len(y) // 20
+    """Centred mean over a tenth of all values, fewer at the ends."""
+    radius = len(y) // 20
     total = np.concatenate([[0.0], np.cumsum(y, dtype=np.float64)])
     i = np.arange(len(y))
-    first, last = np.maximum(i - reach, 0), np.minimum(i + reach + 1, len(y))
+    first, last = np.maximum(i - radius, 0), np.minimum(i + radius + 1, len(y))
     return ((total[last] - total[first]) / (last - first)).tolist()
 
 
@@ -99,16 +99,16 @@ class Scatter:
 
 
 def scatter(values: dict[str, tuple[float, float]]) -> Scatter:
-    """Named (x, y), y growing downwards: where less of it is better, the best stands at the top right."""
-    across = _roomy([x for x, _ in values.values()], WIDTH)
-    down = _roomy([y for _, y in values.values()], HEIGHT)
-    points, above = [], -math.inf
+    """Named points (x, y). The y axis points down: the best is at the top right if a lower y is better."""
+    across = _padded_axis([x for x, _ in values.values()], WIDTH)
+    down = _padded_axis([y for _, y in values.values()], HEIGHT)
+    points, label_y = [], -math.inf
     for name, (x, y) in sorted(values.items(), key=lambda item: item[1][1]):
-        above = max(down.at(y), above + LABEL_HEIGHT)  # labels of near points move apart
-        points.append(Point(name, across.at(x), down.at(y), above))
+        label_y = max(down.at(y), label_y + LABEL_HEIGHT)  # keeps labels of close points from overlapping
+        points.append(Point(name, across.at(x), down.at(y), label_y))
     return Scatter(across.ticks(), down.ticks(), points)
 
 
-def _roomy(values: Sequence[float], length: float) -> Axis:
+def _padded_axis(values: Sequence[float], length: float) -> Axis:
     margin = 0.2 * (max(values) - min(values)) or 0.1 * abs(values[0]) or 1.0
     return Axis(min(values) - margin, max(values) + margin, length)

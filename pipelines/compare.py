@@ -1,7 +1,7 @@
-"""Uncertainty variants side by side, from the evaluations that MLflow holds: what `upsr compare` writes.
+"""`upsr compare`: uncertainty variants side by side, from the evaluation runs in MLflow.
 
-A line of the table is one setting; its figures are means over seeds. What else differs between runs than the variant,
-the width and the seed gets a column of its own, so that nothing is compared that only looks alike.
+Each row of the table is one setting, with means over seeds. Any other parameter that differs between runs gets its own
+column, so runs that differ are never averaged.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,18 +16,18 @@ from upsr.evaluation.metrics import higher_is_better
 from upsr.files import atomic
 
 KEYS = ("uncertainty.variant", "unet.dim")
-# What changes the time or the look of a run, but not what it measures.
-IDLE = ("train.workers", "train.log_every", "train.preview_every", "train.save_every", "evaluate.workers")
-OTHERS = ("_bicubic", "_atd")  # figures of the models that stand beside UPSR
+# Parameters that cannot change the figures.
+IRRELEVANT = ("train.workers", "train.log_every", "train.preview_every", "train.save_every", "evaluate.workers")
+BASELINES = ("_bicubic", "_atd")  # suffixes of the other models' metrics
 
 
 class CompareError(ValueError):
-    """Runs that cannot be compared, in one line."""
+    """There are no comparable runs, or MLflow cannot be reached. The message is one line."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run, as it was recorded; the newest value of each figure."""
+    """A finished MLflow run; `figures` has the last value of each metric."""
 
     params: dict[str, str]
     tags: dict[str, str]
@@ -35,33 +35,37 @@ class Run:
 
 
 def compare(benchmark: str, folder: Path, experiment: str = "evaluate") -> Path:
-    """Writes `variants.md` and `variants.png` below `folder`, and returns the former.
+    """Writes `variants.md` and `variants.png` to `folder`, and returns the path of the former.
 
-    Raises `CompareError` where no run measured the benchmark.
+    Raises `CompareError` if no run measured the benchmark or MLflow cannot be reached.
     """
-    runs, left_out = comparable(finished_runs(experiment), benchmark)
+    runs, excluded = comparable(finished_runs(experiment), benchmark)
     if not runs:
         raise CompareError(f"{experiment}: no run in MLflow has figures of `{benchmark}`: run `dvc exp run` first")
     columns, table = over_seeds(runs, benchmark)
     page = folder / "variants.md"
     plot(table, columns, _reference(runs, benchmark), benchmark, folder / "variants.png")
     with atomic(page) as temporary:
-        temporary.write_text(markdown(table, columns, benchmark, len(runs), left_out), encoding="utf-8")
+        temporary.write_text(markdown(table, columns, benchmark, len(runs), excluded), encoding="utf-8")
     return page
 
 
 def finished_runs(experiment: str) -> list[Run]:
-    """The finished runs of an experiment, newest first; none where there is no such experiment."""
+    """The finished runs of an experiment, newest first; empty if the experiment does not exist.
+
+    Raises `CompareError` if MLflow cannot be reached.
+    """
     try:
         return [Run(dict(r.data.params), dict(r.data.tags), dict(r.data.metrics)) for r in _search(experiment)]
     except Exception as error:
         if tracking.may_pass(error):
-            raise CompareError(f"MLflow cannot be reached: {' '.join(str(error).split())[:200]}") from None
+            message = f"MLflow at {tracking.store_address()[0]} cannot be reached: {tracking.one_line(error)}"
+            raise CompareError(message) from None
         raise
 
 
 def _search(experiment: str) -> list[Any]:
-    """MLflow's own records, page by page."""
+    """The finished runs as MLflow's records, read page by page."""
     store = tracking.client()
     found = store.get_experiment_by_name(experiment)
     runs: list[Any] = []
@@ -75,55 +79,61 @@ def _search(experiment: str) -> list[Any]:
 
 
 def comparable(runs: Sequence[Run], benchmark: str) -> tuple[list[Run], list[str]]:
-    """The newest run of each setting and seed that measured the same pictures as the newest run of all, with the
-    same settings' names; and why others are left out. `runs` are newest first."""
+    """The comparable runs, and the reasons why others are excluded. `runs` are newest first.
+
+    The newest run is the reference: other runs must have measured the same images and have the same parameter names.
+    Of runs with equal settings and seed only the newest counts.
+    """
     measured = [run for run in runs if any(name.startswith(f"{benchmark}/") for name in run.figures)]
     kept: dict[tuple[str, ...], Run] = {}
-    reasons = {"other pictures": 0, "settings of another version": 0, "the same settings since": 0}
+    reasons = {"other images": 0, "parameters of another version": 0, "a newer run of the same settings": 0}
     for run in measured:
-        first = measured[0]
-        setting = tuple(run.params.get(key, "") for key in sorted(first.params) if key not in IDLE)
-        if run.tags.get(f"data.{benchmark}") != first.tags.get(f"data.{benchmark}"):
-            reasons["other pictures"] += 1
-        elif run.params.keys() != first.params.keys():
-            reasons["settings of another version"] += 1
+        newest = measured[0]
+        setting = tuple(run.params.get(key, "") for key in sorted(newest.params) if key not in IRRELEVANT)
+        if run.tags.get(f"data.{benchmark}") != newest.tags.get(f"data.{benchmark}"):
+            reasons["other images"] += 1
+        elif run.params.keys() != newest.params.keys():
+            reasons["parameters of another version"] += 1
         elif setting in kept:
-            reasons["the same settings since"] += 1
+            reasons["a newer run of the same settings"] += 1
         else:
             kept[setting] = run
     return list(kept.values()), [f"{count} with {reason}" for reason, count in reasons.items() if count]
 
 
 def over_seeds(runs: Sequence[Run], benchmark: str) -> tuple[list[str], pd.DataFrame]:
-    """The columns that tell settings apart, and one row a setting: these, `seeds`, and `mean` and `std` of UPSR's
-    figures (columns `metric`, `metric std`; the latter is missing for a single seed)."""
+    """The columns that identify a setting, and a table with one row per setting.
+
+    The table has these columns, `seeds`, and for each UPSR metric its mean (`metric`) and standard deviation
+    (`metric std`, NaN for a single seed).
+    """
     params = pd.DataFrame([run.params for run in runs])
     names = [str(c) for c in params]
-    differing = [c for c in names if params[c].nunique() > 1 and c not in (*KEYS, *IDLE, "seed")]
+    differing = [c for c in names if params[c].nunique() > 1 and c not in (*KEYS, *IRRELEVANT, "seed")]
     columns = [*KEYS, *sorted(differing)]
-    own = _own_metrics(runs, benchmark)
-    values = pd.DataFrame([{m: run.figures.get(f"{benchmark}/{m}") for m in own} for run in runs])
+    metrics = _upsr_metrics(runs, benchmark)
+    values = pd.DataFrame([{m: run.figures.get(f"{benchmark}/{m}") for m in metrics} for run in runs])
     groups = pd.concat([params[columns], values], axis=1).groupby(columns, sort=True)
-    spread = groups[own].std().add_suffix(" std")
-    table = pd.concat([groups.size().rename("seeds"), groups[own].mean(), spread], axis=1)
+    spread = groups[metrics].std().add_suffix(" std")
+    table = pd.concat([groups.size().rename("seeds"), groups[metrics].mean(), spread], axis=1)
     return columns, table.reset_index()
 
 
-def _own_metrics(runs: Iterable[Run], benchmark: str) -> list[str]:
-    """UPSR's metrics on a benchmark, in the order they came in."""
+def _upsr_metrics(runs: Iterable[Run], benchmark: str) -> list[str]:
+    """The names of UPSR's metrics on a benchmark, in order of first appearance."""
     names = dict.fromkeys(name.removeprefix(f"{benchmark}/") for run in runs for name in run.figures
                           if name.startswith(f"{benchmark}/"))  # fmt: skip
-    return [n for n in names if not n.endswith(OTHERS) and "_over_" not in n and n != "seconds"]
+    return [n for n in names if not n.endswith(BASELINES) and "_over_" not in n and n != "seconds"]
 
 
 def _reference(runs: Sequence[Run], benchmark: str) -> tuple[float, float]:
-    """PSNR and LPIPS of bicubic, which no setting changes."""
+    """PSNR and LPIPS of bicubic, which is the same in all runs."""
     figures = runs[0].figures
     return figures[f"{benchmark}/psnr_bicubic"], figures[f"{benchmark}/lpips_bicubic"]
 
 
-def markdown(table: pd.DataFrame, columns: list[str], benchmark: str, runs: int, left_out: list[str]) -> str:
-    """The page: what was compared, the table with the best of each metric in bold, the plot."""
+def markdown(table: pd.DataFrame, columns: list[str], benchmark: str, runs: int, excluded: list[str]) -> str:
+    """The page: how many runs, the table with the best of each metric in bold, the plot, and what was excluded."""
     metrics = [str(c) for c in table if f"{c} std" in table]
     best = {m: table[m].max() if higher_is_better(m) else table[m].min() for m in metrics}
 
@@ -134,18 +144,18 @@ def markdown(table: pd.DataFrame, columns: list[str], benchmark: str, runs: int,
 
     head = [*columns, "seeds", *(f"{m} {'↑' if higher_is_better(m) else '↓'}" for m in metrics)]
     lines = [f"# Uncertainty variants on {benchmark}", ""]
-    lines += [f"UPSR's figures of {runs} runs, mean ± standard deviation over seeds; the best mean is bold.", ""]
+    lines += [f"UPSR in {runs} runs: mean ± standard deviation over seeds. The best mean is bold.", ""]
     lines += ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for _, row in table.iterrows():
         cells = [str(row[c]) for c in (*columns, "seeds")] + [cell(row, m) for m in metrics]
         lines.append("| " + " | ".join(cells) + " |")
-    if left_out:
-        lines += ["", f"Left out: {', '.join(left_out)}."]
+    if excluded:
+        lines += ["", f"Left out: {', '.join(excluded)}."]
     return "\n".join([*lines, "", "![PSNR against LPIPS](variants.png)", ""])
 
 
 def plot(table: pd.DataFrame, columns: list[str], bicubic: tuple[float, float], benchmark: str, path: Path) -> None:
-    """PSNR against LPIPS, with bars of one standard deviation; up and to the right is better."""
+    """PSNR against LPIPS, with error bars of one standard deviation; better is up and to the right."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -158,7 +168,7 @@ def plot(table: pd.DataFrame, columns: list[str], bicubic: tuple[float, float], 
         known = {k: v for k, v in spread.items() if not pd.isna(v)}
         axes.errorbar(row["psnr"], row["lpips"], **known, fmt="o", capsize=3, label=label)
     axes.plot(*bicubic, "kx", label="bicubic")
-    axes.set(xlabel="PSNR (dB) → better", ylabel="LPIPS → better (less is above)", title=f"Variants on {benchmark}")
+    axes.set(xlabel="PSNR (dB) → better", ylabel="LPIPS → better (axis inverted)", title=f"Variants on {benchmark}")
     axes.invert_yaxis()
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")

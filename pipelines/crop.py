@@ -1,4 +1,4 @@
-"""DVC stage `crop`: the photographs of data/hr -> the sub-images of data/subimages."""
+"""Stage `crop`: cuts the images of data/hr into the sub-images of data/subimages."""
 
 from pathlib import Path
 
@@ -18,9 +18,9 @@ def main() -> None:
         min_gradient=params.crop.min_gradient,
         on_corrupt=params.data.on_corrupt,
     )
-    left = {name: report[name] if name == "flat" else len(report[name]) for name in ("flat", "corrupt", "ignored")}
-    rest = ", ".join(f"{count} {name}" for name, count in left.items() if count)
-    print(f"crop: {report['subimages']} sub-images of {len(report['cut'])} pictures" + (f"; {rest}" if rest else ""))
+    counts = {name: report[name] if name == "flat" else len(report[name]) for name in ("flat", "corrupt", "ignored")}
+    skipped = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    print(f"crop: {report['subimages']} sub-images of {len(report['cut'])} images{'; ' * bool(skipped)}{skipped}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Stage `download`: photographs to train on, the held-out benchmark, and the weights of the metrics."""
+"""Stage `download`: training images, the held-out benchmark, and the weights of the metrics."""
 
 import os
 from pathlib import Path
@@ -17,13 +17,13 @@ HOLDOUT = Path("data/benchmarks/holdout")
 
 
 def degrade_holdout(params: Params) -> None:
-    """Makes the LR side of the benchmark: one fixed degradation per picture, keyed by its name.
+    """Writes the benchmark's LR images. Each image gets a fixed degradation, derived from its name.
 
-    It does not depend on `seed`, so that trainings of several seeds are measured on the same pictures.
+    It is independent of `seed`, so that trainings with different seeds are measured on the same images.
     """
     degrade = build_degradation(params.degradation, params.scale)
     with whole_folder(HOLDOUT / f"LRx{params.scale}") as folder:
-        for path in tqdm(images.find(HOLDOUT / "HR"), desc="degrade", unit="picture", disable=None):
+        for path in tqdm(images.find(HOLDOUT / "HR"), desc="degrade", unit="image", disable=None):
             lr, _ = degrade.named(images.to_tensor(images.read_rgb(path)), path.stem)
             images.write(folder / f"{path.stem}.png", images.to_image(lr))
 
@@ -39,14 +39,15 @@ def main() -> None:
         max_side=params.data.holdout_side,
         scale=params.scale,
         on_corrupt=params.data.on_corrupt,
-        # An experiment in a copy of the project (DVC sets DVC_ROOT there) does not download again.
+        # In the temporary copy of a DVC experiment, DVC_ROOT is the main checkout: its archives are reused.
         downloads=Path(os.environ.get("DVC_ROOT", ""), sources.ARCHIVES),
     )
     degrade_holdout(params)
-    absent = {name: reason for name, reason in metric_weights.prepare(Path("data/metric_weights")).items() if reason}
-    for name, reason in absent.items():
-        print(f"metric {name} will be absent: {reason}")
-    print(", ".join(f"{len(manifest[name])} {name}" for name in ("pictures", "corrupt", "ignored")))
+    missing = {name: reason for name, reason in metric_weights.prepare(Path("data/metric_weights")).items() if reason}
+    for name, reason in missing.items():
+        print(f"metric {name} will not be measured: {reason}")
+    counts = (len(manifest[name]) for name in ("pictures", "corrupt", "ignored"))
+    print("download: {} images, {} corrupt, {} ignored".format(*counts))
 
 
 if __name__ == "__main__":

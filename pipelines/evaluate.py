@@ -1,4 +1,4 @@
-"""Stage `evaluate`: bicubic, ATD and UPSR on every benchmark, measured by one protocol; one MLflow run."""
+"""Stage `evaluate`: measures bicubic, ATD and UPSR on every benchmark with one protocol, and records one MLflow run."""
 
 import argparse
 import json
@@ -26,18 +26,18 @@ from upsr.images import read_rgb
 from upsr.pretrained import FILE, load_pretrained
 
 MODELS = {"bicubic": None, "atd": Path("models/atd"), "upsr": Path("models/unet")}
-SAMPLE_STEPS = 10_000  # fewer steps than this make a demonstration, not a model
+SAMPLE_STEPS = 10_000  # below this a training is a demonstration, and the report says so
 NOTE = (
-    "Trained at sample scale, for minutes. These networks show that the chain works; "
-    "their figures and pictures say nothing yet about the method."
+    "Trained at sample scale, for minutes. These networks show that the training pipeline works; "
+    "their figures and images say nothing about the method."
 )
-SHEETS = 4  # pictures of a benchmark that MLflow keeps: the best and the worst
-SHEET_SIDE = 512
+SHEETS = 4  # images per benchmark recorded in MLflow: the best and the worst
+SHEET_SIDE = 512  # pixels, at most
 PACKAGES = ("torch", "pyiqa", "numpy", "opencv-python-headless")
 
 
 def identity(params: Params, benchmarks: list[Benchmark]) -> dict[str, Any]:
-    """What the figures depend on, kept beside them."""
+    """The contents of run.json: everything that the figures depend on."""
     trained = {"atd": params.train_atd.steps, "unet": params.train_unet.steps}
     models = {name: _describe(Path("models") / name) | {"steps": steps} for name, steps in trained.items()}
     facts = {
@@ -57,7 +57,7 @@ def identity(params: Params, benchmarks: list[Benchmark]) -> dict[str, Any]:
 
 
 def _describe(folder: Path) -> dict[str, Any]:
-    """A network's facts; it is the part of its file that its folder is named after."""
+    """Width, parameter count and digest of the network in models/NAME, stored as the part NAME of its weights file."""
     path = folder / FILE
     model = load_pretrained(path)
     parameters = sum(v.numel() for v in model.parts[folder.name].values() if v.is_floating_point())
@@ -65,25 +65,25 @@ def _describe(folder: Path) -> dict[str, Any]:
 
 
 def peak_memory_mb() -> int:
-    """Of the largest process, in MB of main memory."""
+    """Peak resident memory of the largest process, in MB."""
     peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return round(max(peaks) / 1024)
 
 
 def figures(statistics: list[Row]) -> dict[str, float]:
-    """Names that line MLflow's runs up: `Set5/psnr` is UPSR's, `Set5/psnr_atd` and `Set5/psnr_bicubic` the others',
-    `Set5/psnr_over_bicubic` UPSR's paired difference."""
-    found = {}
+    """MLflow metrics. `Set5/psnr` is UPSR's mean, `Set5/psnr_atd` and `Set5/psnr_bicubic` are the other models',
+    and `Set5/psnr_over_bicubic` is UPSR's paired difference from bicubic."""
+    values = {}
     for row in statistics:
         name = f"{row['benchmark']}/{row['metric']}"
-        found[name if row["model"] == "upsr" else f"{name}_{row['model']}"] = row["mean"]
+        values[name if row["model"] == "upsr" else f"{name}_{row['model']}"] = row["mean"]
         if row["model"] == "upsr" and row["difference"] is not None and row["metric"] != "seconds":
-            found[f"{name}_over_bicubic"] = row["difference"]
-    return found
+            values[f"{name}_over_bicubic"] = row["difference"]
+    return values
 
 
 def sheet(folder: Path) -> np.ndarray:
-    """LR, what each model made of it, and HR in a row, each at most `SHEET_SIDE` a side: (H, W, 3) uint8."""
+    """LR, each model's result and HR side by side, each at most `SHEET_SIDE` per side: (H, W, 3) uint8."""
     paths = [folder / f"{name}.png" for name in ("lr", *MODELS, "hr")]
     columns = [read_rgb(path) for path in paths if path.is_file()]
     height, width = columns[-1].shape[:2]
@@ -93,25 +93,28 @@ def sheet(folder: Path) -> np.ndarray:
 
 
 def _record(experiment: str, params: Params, facts: dict[str, Any], outcome: Outcome, out: Path, example: Path) -> None:
-    """One MLflow run: figures, tables, the pictures with the greatest and the least gain and their maps; and the
-    model, registered with a picture to try it with."""
+    """Records one MLflow run, and registers the model with `example` as its example input.
+
+    The run has the figures, tables, and the images with the largest and smallest gains with their maps.
+    """
     tags = {"uncertainty.variant": params.uncertainty.variant} | {f"data.{n}": d for n, d in facts["digests"].items()}
-    name = f"{params.uncertainty.variant}-{facts['models']['unet']['dim']}"
+    run_name = f"{params.uncertainty.variant}-{facts['models']['unet']['dim']}"
     statistics = table(outcome.rows)
-    with tracking.start(experiment, name, params.model_dump(mode="json"), tags) as tracker:
+    labels = ("benchmark", "model", "metric")
+    with tracking.start(experiment, run_name, params.model_dump(mode="json"), tags) as tracker:
         tracker.metrics(figures(statistics))
-        for_view = [{k: row[k] for k in ("benchmark", "model", "metric", "mean")} | row for row in statistics]
-        tracker.table(named(for_view, "figure", "benchmark", "model", "metric"), "summary")
+        for_view = [{k: row[k] for k in (*labels, "mean")} | row for row in statistics]
+        tracker.table(named(for_view, "figure", *labels), "summary")
         tracker.table(named(outcome.rows, "picture", "benchmark", "picture", "model"), "per_image")
         tracker.artifact(out / "run.json")
         for benchmark in facts["digests"]:
             rows = [row for row in outcome.rows if row["benchmark"] == benchmark]
-            for picture in showcase(rows, "upsr", SHEETS)[1]:
-                folder = out / "pictures" / benchmark / picture
-                tracker.picture(f"sheets/{benchmark}/{picture}.png", sheet(folder))
-                tracker.grid(f"{benchmark}/{picture}", read_rgb(folder / "upsr.png"))
+            for name in showcase(rows, "upsr", SHEETS)[1]:
+                folder = out / "pictures" / benchmark / name
+                tracker.image(f"sheets/{benchmark}/{name}.png", sheet(folder))
+                tracker.grid(f"{benchmark}/{name}", read_rgb(folder / "upsr.png"))
                 for path in sorted(p for p in folder.glob("*.png") if p.stem not in ("lr", *MODELS, "hr")):
-                    tracker.picture(f"maps/{benchmark}/{picture}/{path.name}", read_rgb(path))
+                    tracker.image(f"maps/{benchmark}/{name}/{path.name}", read_rgb(path))
         registry.register(tracker, Path("models/unet", FILE), example)
 
 
@@ -126,8 +129,10 @@ def _write_table(path: Path, rows: list[Row]) -> None:
 
 
 def named(rows: list[Row], column: str, *names: str) -> list[Row]:
-    """The rows with several of their names in one first column, as `Set5/baby`, which the table views of MLflow and
-    the plots of DVC line runs up by."""
+    """The rows with the columns `names` joined into a first column, such as `Set5/baby`.
+
+    MLflow's table view and DVC's plots match the rows of different runs by it.
+    """
     return [
         {column: "/".join(row[n] for n in names)} | {k: v for k, v in row.items() if k not in names} for row in rows
     ]
@@ -145,13 +150,15 @@ def _write(out: Path, outcome: Outcome, facts: dict[str, Any], benchmarks: list[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("reports/evaluate"), help="folder for figures and pictures")
+    parser.add_argument("--out", type=Path, default=Path("reports/evaluate"), help="folder for figures and images")
     parser.add_argument("--experiment", default="evaluate", help="MLflow experiment")
     options = parser.parse_args()
     params = load_params()
+    # benchmarks
     benchmarks, missing = open_benchmarks(params.evaluate.benchmarks, params.scale)
     for reason in missing.values():
-        print(f"benchmark absent: {reason}", flush=True)
+        print(f"benchmark skipped: {reason}", flush=True)
+    # evaluation
     evaluation = EvaluationRun(
         models=MODELS,
         scale=params.scale,
@@ -163,22 +170,29 @@ def main() -> None:
         images=options.out / "pictures",
     )
     outcome = evaluate(evaluation, benchmarks, params.evaluate.workers, all_devices())
+    # results
     facts = identity(params, benchmarks) | {"peak_memory_mb": peak_memory_mb()}
     facts |= {"failed": outcome.failed, "absent": outcome.absent, "absent_benchmarks": missing}
     _write(options.out, outcome, facts, benchmarks)
     _record(options.experiment, params, facts, outcome, options.out, benchmarks[0].pairs[0].lr)
     _print(outcome)
     if outcome.lost:
-        raise DataError(f"{len(outcome.lost)} failed, listed in {options.out / 'run.json'}: {outcome.lost[0]}")
+        raise DataError(
+            f"{_failure(outcome.lost[0])} ({len(outcome.lost)} failed, listed in {options.out / 'run.json'})"
+        )
 
 
 def _print(outcome: Outcome) -> None:
     means = pd.DataFrame(outcome.rows).drop(columns="picture").groupby(["benchmark", "model"], sort=False).mean()
     print(means.round(4).to_string())
     for name, reason in outcome.absent.items():
-        print(f"metric {name} is absent: {reason}")
+        print(f"metric {name} was not measured: {reason}")
     for row in outcome.failed:
-        print(f"{row['benchmark']}/{row['picture']}, {row['model']}: {row['reason']}")
+        print(_failure(row))
+
+
+def _failure(row: Row) -> str:
+    return f"{row['benchmark']}/{row['picture']}, {row['model']}: {row['reason']}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Commands and DVC stages as child processes that leave nothing behind, and the devices they run on."""
+"""Runs commands and DVC stages as child processes, and locks the devices they run on."""
 
 import fcntl
 import os
@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import IO
 
 DVC = [sys.executable, "-m", "dvc"]
-GRACE_SECONDS = 20.0  # for a training to save; Prefect kills the flow 30 s after a cancel
+GRACE_SECONDS = 20.0  # time for a training to save; Prefect kills a flow 30 s after it is cancelled
 TAIL_LINES = 15
 
 Log = Callable[[str], None]
 
 
 class CommandError(RuntimeError):
-    """A command that failed: what, how, and the last lines it printed."""
+    """A command failed. The message has the command, its exit code or signal, and its last lines of output."""
 
     def __init__(self, command: list[str], code: int, tail: list[str]) -> None:
         how = f"exit code {code}" if code > 0 else f"signal {signal.Signals(-code).name}"
@@ -32,7 +32,7 @@ class CommandError(RuntimeError):
 
 
 class JobsFailed(RuntimeError):
-    """Some of many jobs failed; what each said stands in its own task."""
+    """Some jobs failed. Their errors are in the logs of their tasks."""
 
     def __init__(self, names: list[str]) -> None:
         super().__init__(f"{len(names)} failed: {', '.join(names)}")
@@ -40,20 +40,20 @@ class JobsFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class Device:
-    """What a job runs on: `gpu` is the only one it sees (None: whatever there is), `lock` keeps others away."""
+    """The device of a job: the only visible `gpu` (None: no restriction), and its locked file."""
 
     gpu: str | None
     lock: IO[str]
 
 
 def run(command: list[str], *, cwd: Path, log: Log, device: Device | None = None, grace: float = GRACE_SECONDS) -> None:
-    """Runs a command, each line it prints handed to `log` at once.
+    """Runs a command and passes each line of its output to `log` immediately.
 
-    Raises `CommandError` if it fails. Whatever ends the call, the command and all it started are gone afterwards, if
-    need be killed after `grace` seconds.
+    However the call ends, the command and its child processes are gone: terminated, and killed after `grace` seconds.
+    Raises `CommandError` if the command fails, and `InterruptedError` after `stop`.
     """
-    # A session of its own, so that a signal reaches the whole group, and Ctrl-C reaches it only through here. It
-    # inherits the device's lock: if this process is killed, the device stays taken until the job has ended, too.
+    # A new session: signals reach the whole process group, and Ctrl-C reaches it only through this process. The child
+    # inherits the device's lock: if this process is killed, the device stays locked until the job has ended.
     process = subprocess.Popen(
         command,
         cwd=cwd,
@@ -68,7 +68,7 @@ def run(command: list[str], *, cwd: Path, log: Log, device: Device | None = None
     tail: deque[str] = deque(maxlen=TAIL_LINES)
     try:
         if _stopped.is_set():
-            raise InterruptedError(f"`{' '.join(command)}` was not started: this process is ending")
+            raise InterruptedError(f"`{' '.join(command)}` was not started: this process is stopping")
         assert process.stdout is not None
         for line in _lines(process.stdout):
             tail.append(line)
@@ -86,7 +86,7 @@ _stopped = threading.Event()
 
 
 def stop() -> None:
-    """Ends what this process's threads, which hear no signal, are running, and lets them start nothing more."""
+    """Terminates the commands of all threads, which receive no signals themselves, and prevents new ones."""
     _stopped.set()
     for process in list(_running):
         with suppress(ProcessLookupError):
@@ -100,7 +100,7 @@ def stop() -> None:
 
 
 def gpus(configured: Sequence[str] | None) -> tuple[str, ...]:
-    """The ids of the GPUs that jobs are given: those configured, else those that this process sees; maybe none."""
+    """The ids of the GPUs for jobs: those configured, or else those visible to this process. May be empty."""
     if configured is not None:
         return tuple(configured)
     import torch
@@ -112,10 +112,9 @@ def gpus(configured: Sequence[str] | None) -> tuple[str, ...]:
 
 @contextmanager
 def device(gpus: Sequence[str], locks: Path, log: Log = lambda _: None) -> Iterator[Device]:
-    """Holds one of the GPUs, waiting for one that no other process holds; without any, the machine as such.
+    """Locks one of the GPUs, or the whole machine if there are none. Waits until a device is free.
 
-    A lock file each below `locks`, held by the kernel: a process that dies gives its device back, and no server is
-    asked.
+    Each device has a lock file below `locks`, locked with flock: the kernel releases it when its process dies.
     """
     with ExitStack() as files:
         yield _first_free([Device(gpu, files.enter_context(_lock(gpu, locks))) for gpu in gpus or (None,)], log)
@@ -127,50 +126,50 @@ def _lock(gpu: str | None, locks: Path) -> IO[str]:
 
 
 def _first_free(devices: list[Device], log: Log) -> Device:
-    told = False
+    logged = False
     while True:
-        for one in devices:
+        for candidate in devices:
             with suppress(BlockingIOError):
-                fcntl.flock(one.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return one
-        if not told:
-            log(f"waiting for a device: other jobs hold {', '.join(one.gpu or 'this machine' for one in devices)}")
-            told = True
+                fcntl.flock(candidate.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return candidate
+        if not logged:
+            log(f"waiting for a device: other jobs hold {', '.join(d.gpu or 'this machine' for d in devices)}")
+            logged = True
         time.sleep(0.5)
 
 
 def in_order(graph: dict[str, set[str]]) -> list[str]:
-    """The stages of a graph, each after those it depends on."""
+    """The stages of a graph in topological order."""
     return list(TopologicalSorter(graph).static_order())
 
 
 def graph(root: Path) -> dict[str, set[str]]:
-    """Stage -> the stages that it depends on, as DVC sees them."""
+    """Stage -> the stages it depends on, from `dvc dag`. Raises `CommandError` where DVC fails."""
     edges: dict[str, set[str]] = {}
     lines: list[str] = []
     run([*DVC, "dag", "--dot"], cwd=root, log=lines.append)
     for line in lines:
         if found := re.fullmatch(r'\s*"([^"]+)"(?: -> "([^"]+)")?;', line):
-            first, then = found.groups()
-            edges.setdefault(first, set())
-            edges.setdefault(then or first, set()).update({first} if then else set())
+            upstream, downstream = found.groups()
+            edges.setdefault(upstream, set())
+            edges.setdefault(downstream or upstream, set()).update({upstream} if downstream else set())
     return edges
 
 
 def repro(stage: str, force: bool = False) -> list[str]:
-    """The command that brings one stage up to date, and no other; `force` runs it even if nothing has changed."""
+    """The command that runs only this stage if it is stale; with `force`, always."""
     return [*DVC, "repro", "--single-item", *["--force"] * force, stage]
 
 
 def _environment(device: Device | None) -> dict[str, str]:
-    """This process's, with its Python's commands (`dvc`, `python`) found first and output not held back."""
+    """This process's environment, with its Python's `dvc` and `python` first in PATH, and unbuffered output."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     pinned = {"CUDA_VISIBLE_DEVICES": device.gpu} if device and device.gpu is not None else {}
     return os.environ | {"PATH": path, "PYTHONUNBUFFERED": "1"} | pinned
 
 
 def _lines(stream: IO[bytes]) -> Iterator[str]:
-    """The lines that are not empty; of a progress bar, which redraws itself in one line, the last state."""
+    """The non-empty lines; of a progress bar, which redraws one line, only the last state."""
     for raw in stream:
         line = raw.decode(errors="replace").rstrip().rpartition("\r")[2]
         if line:
@@ -178,11 +177,11 @@ def _lines(stream: IO[bytes]) -> Iterator[str]:
 
 
 def _end(process: subprocess.Popen[bytes], grace: float) -> None:
-    """Ends what is left of the process's group: asked first, then killed."""
-    for number, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, 5.0)):
+    """Ends what remains of the process group: SIGTERM, then SIGKILL after `grace` seconds."""
+    for signal_number, timeout in ((signal.SIGTERM, grace), (signal.SIGKILL, 5.0)):
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        deadline = time.monotonic() + patience
+            os.killpg(process.pid, signal_number)
+        deadline = time.monotonic() + timeout
         while _alive(process) and time.monotonic() < deadline:
             time.sleep(0.05)
     if process.stdout:
@@ -190,7 +189,7 @@ def _end(process: subprocess.Popen[bytes], grace: float) -> None:
 
 
 def _alive(process: subprocess.Popen[bytes]) -> bool:
-    process.poll()  # a dead leader counts as alive until it is waited for
+    process.poll()  # an exited leader would count as alive until it is reaped
     try:
         os.killpg(process.pid, 0)
     except ProcessLookupError:

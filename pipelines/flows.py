@@ -1,6 +1,6 @@
-"""Prefect: the only file that imports it. When stages and other jobs run, on which device, and how often again.
+"""Prefect flows; the only file that imports Prefect. They decide when jobs run, on which device, and the retries.
 
-Stage order is defined in dvc.yaml; each job is a command in a child process.
+Stage order is defined in dvc.yaml. Each job is a command in a child process.
 """
 
 import argparse
@@ -19,17 +19,17 @@ from prefect.states import Completed, State
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from pipelines import executor, registry
-from pipelines import nightly as night_logic
+from pipelines import nightly as nightly_logic
 from pipelines import sweep as sweep_logic
 from upsr.config import Jobs, Params, load_params
 
 ROOT = Path(__file__).resolve().parents[1]
-GPU_STAGES = ("train", "evaluate")  # how their names begin
+GPU_STAGES = ("train", "evaluate")  # prefixes of stage names
 RETRIES = {"download": 2}
 
 
 class Job(NamedTuple):
-    """A command that wants a device of its own."""
+    """A command, and its name in Prefect."""
 
     name: str
     command: list[str]
@@ -37,26 +37,26 @@ class Job(NamedTuple):
 
 @flow
 def pipeline(force: bool = False, root: str | None = None) -> None:
-    """All stages of dvc.yaml in order, each a task; `force` runs even those that are up to date."""
+    """Runs all stages of dvc.yaml in order, each as a task. `force` also runs stages that are up to date."""
     with _project(root) as (folder, params):
         for stage in executor.in_order(executor.graph(folder)):
-            where = params.jobs if stage.startswith(GPU_STAGES) else None
+            devices = params.jobs if stage.startswith(GPU_STAGES) else None
             job = Job(stage, executor.repro(stage, force))
-            run_job.with_options(task_run_name=stage, retries=RETRIES.get(stage, 0))(job, folder, where)
+            run_job.with_options(task_run_name=stage, retries=RETRIES.get(stage, 0))(job, folder, devices)
 
 
 @task(retry_delay_seconds=10)
-def run_job(job: Job, folder: Path, where: Jobs | None) -> None:
-    """Runs a command on a device of its own; without `where`, on what it finds, beside whatever else runs there."""
-    with _device(where) if where else nullcontext() as device:
+def run_job(job: Job, folder: Path, devices: Jobs | None) -> None:
+    """Runs a job on a device locked for it, or without a lock where `devices` is None."""
+    with _device(devices) if devices else nullcontext() as device:
         executor.run(job.command, cwd=folder, log=get_run_logger().info, device=device)
 
 
 @flow(name="jobs")
-def run_jobs(jobs: Sequence[Job], folder: Path, where: Jobs) -> list[str]:
-    """Runs all jobs, as many at once as there are devices. One that fails stops no other; returns their names."""
-    devices = None if where.cluster else where  # Ray shows a job one GPU of its node's
-    with _ray_resources() if where.cluster else nullcontext():
+def run_jobs(jobs: Sequence[Job], folder: Path, settings: Jobs) -> list[str]:
+    """Runs all jobs, one per device at a time. Returns the names of failed jobs, which do not stop the others."""
+    devices = None if settings.cluster else settings  # Ray assigns each job a GPU of its node
+    with _ray_resources() if settings.cluster else nullcontext():
         futures = [run_job.with_options(task_run_name=job.name).submit(job, folder, devices) for job in jobs]
     try:
         wait(futures)
@@ -66,24 +66,27 @@ def run_jobs(jobs: Sequence[Job], folder: Path, where: Jobs) -> list[str]:
     return [job.name for job, future in zip(jobs, futures, strict=True) if not future.state.is_completed()]
 
 
-def fan_out(jobs: Sequence[Job], folder: Path, where: Jobs) -> list[str]:
-    """`run_jobs` over this machine's devices or over a Ray cluster's."""
-    return run_jobs.with_options(task_runner=_runner(where))(jobs, folder, where)
+def fan_out(jobs: Sequence[Job], folder: Path, settings: Jobs) -> list[str]:
+    """`run_jobs` on this machine's devices or on a Ray cluster.
+
+    Raises `ValueError` if `settings` names a cluster and Ray is not installed.
+    """
+    return run_jobs.with_options(task_runner=_runner(settings))(jobs, folder, settings)
 
 
-def _runner(where: Jobs) -> TaskRunner[Any]:
-    if where.cluster is None:
-        return ThreadPoolTaskRunner(max_workers=max(1, len(executor.gpus(where.devices))))
+def _runner(settings: Jobs) -> TaskRunner[Any]:
+    if settings.cluster is None:
+        return ThreadPoolTaskRunner(max_workers=max(1, len(executor.gpus(settings.devices))))
     try:
         from prefect_ray import RayTaskRunner
     except ImportError:
-        raise ValueError("jobs.cluster needs Ray: install the extra `cluster`, or set it to null") from None
-    # A task brings Prefect's settings along, but not the place of its code.
-    return RayTaskRunner(where.cluster, init_kwargs={"runtime_env": {"env_vars": {"PYTHONPATH": str(ROOT)}}})
+        raise ValueError("jobs.cluster: Ray is not installed: install the extra `cluster`, or set it to null") from None
+    # Prefect's settings reach the cluster with the task; the path of this code does not.
+    return RayTaskRunner(settings.cluster, init_kwargs={"runtime_env": {"env_vars": {"PYTHONPATH": str(ROOT)}}})
 
 
 def _ray_resources() -> Any:
-    """One GPU a job, where the cluster has any; else one CPU."""
+    """One GPU per job if the cluster has GPUs, otherwise one CPU."""
     import ray
     from prefect_ray.context import remote_options
 
@@ -92,16 +95,16 @@ def _ray_resources() -> Any:
 
 @contextmanager
 def _project(root: str | None) -> Iterator[tuple[Path, Params]]:
-    """The project's folder, which the block runs in, and its settings."""
+    """The project's folder and settings. It is the working directory inside the block."""
     folder = Path(root).resolve() if root else ROOT
     with chdir(folder):
         yield folder, load_params()
 
 
 @contextmanager
-def _device(where: Jobs) -> Iterator[executor.Device]:
-    """Waits for a device and holds it. Its lock file alone decides, whichever flow, process or server wants it."""
-    with executor.device(executor.gpus(where.devices), _locks(), get_run_logger().info) as device:
+def _device(settings: Jobs) -> Iterator[executor.Device]:
+    """Waits for a free device and locks it. The lock file excludes all flows, processes and Prefect servers."""
+    with executor.device(executor.gpus(settings.devices), _locks(), get_run_logger().info) as device:
         yield device
 
 
@@ -111,52 +114,54 @@ def _locks() -> Path:
 
 @flow
 def nightly(root: str | None = None) -> State[None]:
-    """Evaluates champion and candidate on every benchmark at hand. Fails on a regression, and the champion stays;
-    on an improvement by the rule of params.yaml the candidate becomes champion.
+    """Evaluates the champion and the newest candidate on every available benchmark.
+
+    A regression fails the flow, and the champion stays. A candidate that improves by the rules of `nightly` in
+    params.yaml becomes the champion.
     """
     with _project(root) as (folder, params):
-        night = night_logic.begin(params)
+        run = nightly_logic.begin(params)
         if not executor.gpus(params.jobs.devices):
-            night.told.append("no GPU was found: evaluated on the CPU")
-        commands = night_logic.evaluations(night, params)
+            run.told.append("no GPU was found: evaluated on the CPU")
+        commands = nightly_logic.evaluations(run, params)
         failed = fan_out([Job(*job) for job in commands.items()], folder, params.jobs)
-        night_logic.judge(night, params.nightly)
-        record = night_logic.keep(night)
-        get_run_logger().info("%s\n%s", record, night_logic.markdown(night))
-        create_markdown_artifact(night_logic.markdown(night), key="nightly", description=f"Night of {night.name}")
-        if night.worse:
-            raise night_logic.Regression(night_logic.verdict(night))
-        if night.promotes:
-            registry.promote(night.promotes)
+        nightly_logic.judge(run, params.nightly)
+        record, page = nightly_logic.save(run), nightly_logic.markdown(run)
+        get_run_logger().info("%s\n%s", record, page)
+        create_markdown_artifact(page, key="nightly", description=f"Nightly evaluation {run.name}")
+        if run.worse:
+            raise nightly_logic.Regression(nightly_logic.verdict(run))
+        if run.promotes:
+            registry.promote(run.promotes)
         if failed:
             raise executor.JobsFailed(failed)
-        return Completed(message=night_logic.verdict(night))
+        return Completed(message=nightly_logic.verdict(run))
 
 
 @flow
 def sweep(root: str | None = None) -> State[None]:
-    """Runs the experiments of params.yaml's `sweep` that the commit at hand does not have, as many at once as there are
-    devices."""
+    """Runs the experiments of `sweep` in params.yaml that HEAD does not have yet, one per device at a time."""
     with _project(root) as (folder, params):
         names = sweep_logic.remaining(params)
         if not names:
-            return Completed(message="all experiments are done; `dvc exp show` lists them")
+            return Completed(message="all experiments are done: `dvc exp show` lists them")
         with sweep_logic.recorded(params) as parent:
             failed = fan_out([Job(name, sweep_logic.command(name, parent)) for name in names], folder, params.jobs)
             if failed:
                 raise executor.JobsFailed(failed)
-        return Completed(message=f"{len(names)} experiments were run; `dvc exp show` lists them")
+        return Completed(message=f"{len(names)} experiments were run: `dvc exp show` lists them")
 
 
 def nightly_cron() -> str:
-    """The nightly schedule, which stands in prefect.yaml alone."""
+    """The cron expression of the nightly deployment in prefect.yaml."""
     deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
     return next(d["schedules"][0]["cron"] for d in deployments if d["name"] == "nightly")
 
 
 def serve_nightly() -> None:
+    """Runs `nightly` on its schedule until stopped. Exits with an error without a standing Prefect server."""
     if get_current_settings().api.url is None:
-        # The embedded server has no scheduler: it would wait for ever, and look well.
+        # The embedded server has no scheduler: no run would ever start.
         sys.exit(
             "error: a schedule needs a standing server: run `prefect server start --host 127.0.0.1 --background`, "
             "set PREFECT_API_URL=http://127.0.0.1:4200/api and try again"
@@ -165,13 +170,13 @@ def serve_nightly() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m pipelines.flows", description="Runs a flow here, or serves one.")
+    parser = argparse.ArgumentParser(prog="python -m pipelines.flows", description="Run a flow, or serve it.")
     commands = parser.add_subparsers(dest="command", required=True)
-    once = commands.add_parser("pipeline", help="all stages, in order")
-    once.add_argument("--force", action="store_true", help="run the stages that are up to date too")
-    commands.add_parser("sweep", help="the experiments of params.yaml that are not done yet")
-    commands.add_parser("nightly", help="evaluate champion and candidate and compare")
-    commands.add_parser("serve", help="stay and run `nightly` on its schedule")
+    once = commands.add_parser("pipeline", help="run all stages in order")
+    once.add_argument("--force", action="store_true", help="also run stages that are up to date")
+    commands.add_parser("sweep", help="run the experiments of params.yaml that are not done yet")
+    commands.add_parser("nightly", help="evaluate and compare the champion and the candidate")
+    commands.add_parser("serve", help="run `nightly` on its schedule until stopped")
     arguments = parser.parse_args()
     try:
         match arguments.command:

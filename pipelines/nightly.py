@@ -1,5 +1,7 @@
-"""A night: the champion and the newest candidate on every benchmark at hand, held against the last night and against
-each other. Whether one is worse, and whether the champion changes, is said here; flows.py says when.
+"""The nightly evaluation: champion and newest candidate on every available benchmark.
+
+Each is compared with its previous nightly run, and the candidate with the champion. This module decides what is a
+regression and whether the champion changes; flows.py runs it.
 """
 
 import json
@@ -19,18 +21,18 @@ from upsr.images import ImageError
 from upsr.pretrained import FILE
 
 REPORTS = Path("reports/nightly")
-LOCAL = Path("models/unet", FILE)  # the candidate where the registry has none
+LOCAL = Path("models/unet", FILE)  # the candidate if the registry has no model
 Figures = Mapping[str, Mapping[str, float]]
-"""Means: benchmark -> metric."""
+"""Benchmark -> metric -> mean."""
 
 
 class Regression(RuntimeError):
-    """A night on which something is worse than its tolerance allows; the message names every such row."""
+    """A metric is worse than its tolerance allows. The message lists all such metrics."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """One of the models of a night. `digest` tells whether it is the same as another night's."""
+    """A model that is evaluated; `digest` is the SHA-256 of its weights file."""
 
     source: str
     version: str | None
@@ -40,7 +42,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Row:
-    """A model's figure tonight beside an earlier or another one's."""
+    """One metric of a model, now and `before`: its previous run or the champion."""
 
     model: str
     against: str
@@ -51,31 +53,31 @@ class Row:
     worse: bool
 
     def __str__(self) -> str:
-        where = f"{self.model} on {self.benchmark}: {self.metric} {self.now:.4f}"
-        return f"{where}, {self.against} {self.before:.4f}"
+        figure = f"{self.model} on {self.benchmark}: {self.metric} {self.now:.4f}"
+        return f"{figure}, {self.against} {self.before:.4f}"
 
 
 @dataclass
-class Night:
-    """All that is known of a night; its record, `NAME.json`, holds just this."""
+class NightlyRun:
+    """A nightly run. Field names are the keys of its record `NAME.json`."""
 
     name: str
     settings: dict[str, Any]
-    """What figures must share to be compared."""
+    """Figures are compared only between runs with equal settings."""
     models: dict[str, Model] = field(default_factory=dict)
     benchmarks: dict[str, str] = field(default_factory=dict)
-    """Name -> SHA-256 of the pictures."""
+    """Name -> SHA-256 of the images."""
     figures: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
-    """Model -> benchmark -> metric."""
+    """Role (`champion`, `candidate`) -> benchmark -> metric -> mean."""
     rows: list[Row] = field(default_factory=list)
     told: list[str] = field(default_factory=list)
-    """What was missing, or otherwise not as on a usual night."""
+    """Notes about what was missing or failed."""
     promotes: str | None = None
-    """The version that becomes champion."""
+    """The version that becomes the champion."""
 
     @property
     def folder(self) -> Path:
-        """Where the figures of each picture are."""
+        """The folder of the evaluations' per-image figures."""
         return REPORTS / self.name
 
     @property
@@ -83,24 +85,24 @@ class Night:
         return [row for row in self.rows if row.worse]
 
 
-def begin(params: Params) -> Night:
-    """Finds tonight's models and benchmarks; what is absent is told."""
+def begin(params: Params) -> NightlyRun:
+    """Creates a run with the available models and benchmarks. `told` lists what is missing."""
     evaluation = params.evaluate
     settings = {"protocol": evaluation.protocol, "seed": params.seed, "tile": evaluation.tile}
-    night = Night(_name(datetime.now()), settings)
-    night.folder.mkdir(parents=True)
-    night.models = _models(night.told)
+    run = NightlyRun(_name(datetime.now()), settings)
+    run.folder.mkdir(parents=True)
+    run.models = _models(run.told)
     for name in evaluation.benchmarks:
         try:
             benchmark = open_benchmark(locate(name), params.scale)
-            night.benchmarks[benchmark.name] = benchmark.digest
+            run.benchmarks[benchmark.name] = benchmark.digest
         except (DataError, ImageError) as error:
-            night.told.append(f"benchmark {name} is absent: {error}")
-    return night
+            run.told.append(f"benchmark {name} is absent: {error}")
+    return run
 
 
-def evaluations(night: Night, params: Params) -> dict[str, list[str]]:
-    """Name -> command that leaves NAME.json in the night's folder, for every model on every benchmark."""
+def evaluations(run: NightlyRun, params: Params) -> dict[str, list[str]]:
+    """Job name -> command, for every model on every benchmark. Each writes NAME.json to the run's folder."""
     folders = {name.rpartition("/")[2]: locate(name) for name in params.evaluate.benchmarks}
     options = {"protocol": params.evaluate.protocol, "tile": params.evaluate.tile, "seed": params.seed}
     shared = [text for key, value in options.items() for text in (f"--{key}", str(value))]
@@ -109,29 +111,30 @@ def evaluations(night: Night, params: Params) -> dict[str, list[str]]:
     return {
         f"{role}-{name}": [
             *[*command, "--model", str(model.weights.resolve()), "--benchmark", str(folders[name])],
-            *["--json", str(night.folder / f"{role}-{name}.json")],
+            *["--json", str(run.folder / f"{role}-{name}.json")],
         ]
-        for role, model in night.models.items()
-        for name in night.benchmarks
+        for role, model in run.models.items()
+        for name in run.benchmarks
     }
 
 
-def judge(night: Night, rules: Nightly) -> None:
-    """Reads tonight's figures and compares them: each model with the last night that had it and, on the pictures of
-    tonight, the candidate with the champion. Decides whether the champion changes.
+def judge(run: NightlyRun, rules: Nightly) -> None:
+    """Reads the figures, compares them, and decides whether the champion changes.
+
+    Each model is compared with the last run that had the same weights, and the candidate with the champion.
     """
-    night.figures = {role: _figures(night, role) for role in night.models}
-    for role, model in night.models.items():
-        last, figures = _last(night, model.digest)
-        night.rows += compare(night.figures[role], figures, rules, role, f"on {last}")
-    champion, candidate = night.figures.get("champion"), night.figures.get("candidate")
+    run.figures = {role: _figures(run, role) for role in run.models}
+    for role, model in run.models.items():
+        date, figures = _previous(run, model.digest)
+        run.rows += compare(run.figures[role], figures, rules, role, f"on {date}")
+    champion, candidate = run.figures.get("champion"), run.figures.get("candidate")
     if champion is not None and candidate is not None:
-        night.rows += compare(candidate, champion, rules, "candidate", "champion")
-    _promote(night, rules)
+        run.rows += compare(candidate, champion, rules, "candidate", "champion")
+    _promote(run, rules)
 
 
 def compare(now: Figures, before: Figures, rules: Nightly, model: str, against: str) -> list[Row]:
-    """A row for each judged metric that both have."""
+    """A row for each metric of `rules` that both models have."""
     rows = []
     for benchmark, metric in _judged(now, rules):
         if metric in before.get(benchmark, {}):
@@ -142,7 +145,10 @@ def compare(now: Figures, before: Figures, rules: Nightly, model: str, against: 
 
 
 def improves(now: Figures, before: Figures, rules: Nightly) -> bool:
-    """Whether the ruling metric's mean over the benchmarks is better; what `before` has, `now` must have."""
+    """True if the metric `rules.improves`, averaged over the benchmarks, gained more than `rules.by`.
+
+    False if `now` lacks a figure that `before` has.
+    """
     if set(_judged(before, rules)) - set(_judged(now, rules)):
         return False
     metric = rules.improves
@@ -150,62 +156,62 @@ def improves(now: Figures, before: Figures, rules: Nightly) -> bool:
     return bool(gains) and fmean(gains) > rules.by
 
 
-def markdown(night: Night) -> str:
-    """The night as a table, the rows that are worse first."""
-    lines = [f"**{verdict(night)}**", "", *[f"- {text}" for text in night.told], ""]
+def markdown(run: NightlyRun) -> str:
+    """The verdict, the notes, and a table with the regressions first."""
+    lines = [f"**{verdict(run)}**", "", *[f"- {text}" for text in run.told], ""]
     lines += ["| model | benchmark | metric | against | before | tonight | change |", "|---|---|---|---|--:|--:|--:|"]
-    for row in sorted(night.rows, key=lambda row: not row.worse):
+    for row in sorted(run.rows, key=lambda row: not row.worse):
         figures = f"{row.before:.4f} | {row.now:.4f} | {row.now - row.before:+.4f}{' **worse**' * row.worse}"
         lines.append(f"| {row.model} | {row.benchmark} | {row.metric} | {row.against} | {figures} |")
     return "\n".join(lines)
 
 
-def verdict(night: Night) -> str:
-    """The night in a line."""
-    if night.worse:
-        return f"Worse than allowed, the champion stays: {'; '.join(map(str, night.worse))}"
-    if night.promotes:
-        return f"Version {night.promotes} becomes the champion"
-    if not any(night.figures.values()):
+def verdict(run: NightlyRun) -> str:
+    """The outcome in one line."""
+    if run.worse:
+        return f"Regression, the champion stays: {'; '.join(map(str, run.worse))}"
+    if run.promotes:
+        return f"Version {run.promotes} becomes the champion"
+    if not any(run.figures.values()):
         return "Nothing was measured"
-    return "Nothing is worse than allowed; the champion stays"
+    return "No regression; the champion stays"
 
 
-def keep(night: Night) -> Path:
-    """Writes the record, and the figures of each model as an MLflow run of `nightly`."""
-    models = {role: asdict(model) | {"weights": str(model.weights)} for role, model in night.models.items()}
-    record = asdict(night) | {"models": models, "verdict": verdict(night), "commit": tracking.git_commit()}
-    path = night.folder.with_suffix(".json")
+def save(run: NightlyRun) -> Path:
+    """Writes the record, and one MLflow run per model in the experiment `nightly`. Returns the record's path."""
+    models = {role: asdict(model) | {"weights": str(model.weights)} for role, model in run.models.items()}
+    record = asdict(run) | {"models": models, "verdict": verdict(run), "commit": tracking.git_commit()}
+    path = run.folder.with_suffix(".json")
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n")
-    for role, model in night.models.items():
+    for role, model in run.models.items():
         tags = {"role": role, "version": model.version or "", "sha256": model.digest}
-        with tracking.start("nightly", f"{night.name}-{role}", night.settings, tags) as tracker:
-            tracker.metrics({f"{b}/{m}": v for b, values in night.figures[role].items() for m, v in values.items()})
+        with tracking.start("nightly", f"{run.name}-{role}", run.settings, tags) as tracker:
+            tracker.metrics({f"{b}/{m}": v for b, values in run.figures[role].items() for m, v in values.items()})
             tracker.artifact(path)
     return path
 
 
 def _name(now: datetime) -> str:
-    """The date; for a second night of one date, with the time."""
+    """The date, with the time if a run of this date exists."""
     date = f"{now:%Y-%m-%d}"
     return f"{now:%Y-%m-%d-%H%M%S}" if (REPORTS / date).exists() or (REPORTS / f"{date}.json").exists() else date
 
 
-def _models(told: list[str]) -> dict[str, Model]:
+def _models(notes: list[str]) -> dict[str, Model]:
     try:
         versions = {"champion": registry.champion(), "candidate": registry.newest()}
         models = {role: _registered(str(version.version)) for role, version in versions.items() if version is not None}
     except Exception as error:
         if not (isinstance(error, ValueError) or tracking.may_pass(error)):
             raise
-        told.append(f"no registered model can be had, so the champion stays what it is: {error}")
+        notes.append(f"no registered model is available, so the champion stays: {error}")
         models = {}
     if not models and LOCAL.is_file():
-        told.append(f"the registry has no model: the candidate is {LOCAL}")
+        notes.append(f"the registry has no model: the candidate is {LOCAL}")
         models = {"candidate": Model(str(LOCAL), None, sha256(LOCAL), LOCAL)}
     if not models:
-        told.append(f"there is no model: neither in the registry nor {LOCAL}")
+        notes.append(f"there is no model: neither in the registry nor at {LOCAL}")
     if len(models) == 2 and models["champion"].digest == models["candidate"].digest:
         del models["candidate"]
     return models
@@ -217,29 +223,29 @@ def _registered(number: str) -> Model:
     return Model(source, number, sha256(weights), weights)
 
 
-def _figures(night: Night, role: str) -> dict[str, dict[str, float]]:
-    """What the evaluations left; one that left nothing, or failed on a picture, is told."""
+def _figures(run: NightlyRun, role: str) -> dict[str, dict[str, float]]:
+    """Benchmark -> metric -> mean, from the evaluations' JSON files. `told` lists what failed."""
     figures = {}
-    for benchmark in night.benchmarks:
-        path = night.folder / f"{role}-{benchmark}.json"
+    for benchmark in run.benchmarks:
+        path = run.folder / f"{role}-{benchmark}.json"
         if not path.is_file():
-            night.told.append(f"{role} on {benchmark}: the evaluation failed")
+            run.told.append(f"{role} on {benchmark}: the evaluation failed")
             continue
         result = json.loads(path.read_text())
-        night.told += [f"{role} on {benchmark}, {lost['picture']}: {lost['reason']}" for lost in result["failed"]]
-        night.told += [f"{name} is absent: {why}" for name, why in result["absent"].items()]
+        run.told += [f"{role} on {benchmark}, {lost['picture']}: {lost['reason']}" for lost in result["failed"]]
+        run.told += [f"{name} is absent: {why}" for name, why in result["absent"].items()]
         figures[benchmark] = result["mean"]
-    night.told = list(dict.fromkeys(night.told))
+    run.told = list(dict.fromkeys(run.told))
     return figures
 
 
-def _last(night: Night, digest: str) -> tuple[str, Figures]:
-    """The last night with these weights, and its figures on benchmarks that are the same as tonight's."""
+def _previous(run: NightlyRun, digest: str) -> tuple[str, Figures]:
+    """The last run with these weights and settings, and its figures on benchmarks with unchanged images."""
     for path in sorted(REPORTS.glob("*.json"), key=lambda path: path.stem, reverse=True):
         record = json.loads(path.read_text())
         roles = [role for role, model in record["models"].items() if model["digest"] == digest]
-        if roles and record["settings"] == night.settings:
-            same = {name for name, pictures in record["benchmarks"].items() if night.benchmarks.get(name) == pictures}
+        if roles and record["settings"] == run.settings:
+            same = {name for name, images in record["benchmarks"].items() if run.benchmarks.get(name) == images}
             return record["name"], {b: values for b, values in record["figures"][roles[0]].items() if b in same}
     return "", {}
 
@@ -252,9 +258,9 @@ def _gain(old: float, new: float, metric: str, rules: Nightly) -> float:
     return new - old if rules.metrics[metric].better == "higher" else old - new
 
 
-def _promote(night: Night, rules: Nightly) -> None:
-    candidate, figures = night.models.get("candidate"), night.figures
-    if night.worse or candidate is None or candidate.version is None or not figures["candidate"]:
+def _promote(run: NightlyRun, rules: Nightly) -> None:
+    candidate, figures = run.models.get("candidate"), run.figures
+    if run.worse or candidate is None or candidate.version is None or not figures["candidate"]:
         return
-    if "champion" not in night.models or improves(figures["candidate"], figures["champion"], rules):
-        night.promotes = candidate.version
+    if "champion" not in run.models or improves(figures["candidate"], figures["champion"], rules):
+        run.promotes = candidate.version

@@ -1,4 +1,4 @@
-"""DVC stage `pack`: the sub-images of data/subimages -> the LMDB data/train.lmdb."""
+"""Stage `pack`: packs the sub-images of data/subimages into the LMDB data/train.lmdb."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from upsr.data.lmdb_store import pack
 def main() -> None:
     params = load_params()
     count = pack(Path("data/subimages"), Path("data/train.lmdb"), params.pack.encoding)
-    print(f"pack: {count} pictures as {params.pack.encoding}", flush=True)
+    print(f"pack: {count} images as {params.pack.encoding}", flush=True)
 
 
 if __name__ == "__main__":

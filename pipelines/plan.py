@@ -1,4 +1,4 @@
-"""What a run of the pipeline will take: sizes, memory and time, before anything is spent."""
+"""Estimates the disk space, memory and time that the pipeline needs."""
 
 import time
 from dataclasses import dataclass
@@ -16,94 +16,97 @@ from upsr.training.memory import recompute_activations
 from upsr.training.unet_objective import UnetObjective
 
 GB = 2**30
-# Assumptions: of what a large matrix product reaches, a training step of these networks gets about this much; and
-# half of what it keeps is of half size under mixed precision.
+# Assumptions: a training step of these networks reaches EFFICIENCY of a large matrix product's speed. Mixed precision
+# reduces the memory of its activations to HALF.
 EFFICIENCY, HALF = 0.5, 0.6
-STATE = 5 * 4  # bytes a parameter: itself, gradient, AdamW's two moments, moving average
+STATE = 5 * 4  # bytes per parameter: weight, gradient, AdamW's two moments, moving average
 
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step of a training: what it computes, and what it holds for its largest part."""
+    """The cost of one optimizer step; `flops` of the whole batch, `activations` of one micro-batch."""
 
     parameters: int
     flops: int
     activations: int
-    """Bytes kept between forward and backward, in single precision."""
+    """Bytes saved between forward and backward, in single precision."""
 
 
 def plan(params: Params, processes: int = 1) -> str:
-    """A table of the stages: what they make, and for the trainings memory and time on the device at hand.
+    """A table of the stages with the sizes of their data, and the trainings' memory and time on this machine.
 
-    The operations and the activations of a step are counted, by running it on tensors without contents; the time is
-    these over the speed of a large matrix product, measured here. Expect a factor of two either way.
+    FLOPs and activations are counted in a step on meta tensors. The time is FLOPs over the measured speed of a large
+    matrix product, so it may be wrong by a factor of two.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     speed = EFFICIENCY * matrix_speed(device, params.train.precision) * processes
     lines = [f"{processes} × {_name(device)}, about {speed / 1e12:.3g} useful TFLOP/s in {params.train.precision}"]
-    lines += [f"{name:<14}{text}" for name, text in _before(params)]
+    # data
+    lines += [f"{name:<14}{text}" for name, text in _data_stages(params)]
+    # trainings
     total = 0.0
     for name, recipe, step in trainings(params):
         seconds = recipe.steps * step.flops / speed
         total += seconds
-        held = (STATE * step.parameters + step.activations * (1 if params.train.precision == "fp32" else HALF)) / GB
+        memory = (STATE * step.parameters + step.activations * (1 if params.train.precision == "fp32" else HALF)) / GB
         lines.append(
             f"{name:<14}{step.parameters / 1e6:.2f} M parameters, {recipe.steps:,} steps of {recipe.batch} patches of "
-            f"{recipe.patch}×{recipe.patch}: {step.flops / 1e12:.3g} TFLOP a step, {held:.1f} GB a device with "
+            f"{recipe.patch}×{recipe.patch}: {step.flops / 1e12:.3g} TFLOP per step, {memory:.1f} GB per device with "
             f"micro_batch {recipe.micro_batch}, {_duration(seconds)}; on disk {_disk(step, params):.1f} GB"
         )
+    # evaluation
     names = ", ".join(params.evaluate.benchmarks)
     lines.append(f"{'evaluate':<14}bicubic, ATD and UPSR on {names}, tiles of {params.evaluate.tile}")
-    return "\n".join([*lines, f"in all about {_duration(total)} of training"])
+    return "\n".join([*lines, f"about {_duration(total)} of training in total"])
 
 
 def trainings(params: Params) -> list[tuple[str, Recipe, Step]]:
-    """Each training with its recipe and a step of it."""
-    cfg, found = params.train_atd, []
+    """The name, the recipe and the cost of a step of each training."""
+    cfg = params.train_atd
     recipes = [(params.scale, train_atd.own_recipe(cfg))]
     if params.atd.schedule == "x2_then_x4":
         recipes.insert(0, (2, train_atd.recipe_x2(cfg)))
+    steps = []
     for scale, recipe in recipes:
         objective = train_atd.build_objective(params, scale, recipe)
-        found.append(
-            (f"train_atd x{scale}", recipe, count(build_atd(params.atd, scale), objective, recipe, scale, params))
-        )
+        step = count(build_atd(params.atd, scale), objective, recipe, scale, params)
+        steps.append((f"train_atd x{scale}", recipe, step))
     objective_unet = train_unet.build_objective(params, build_atd(params.atd, params.scale))
     step = count(train_unet.fresh_denoiser(params), objective_unet, params.train_unet, params.scale, params)
-    return [*found, ("train_unet", params.train_unet, step)]
+    return [*steps, ("train_unet", params.train_unet, step)]
 
 
 def count(
     network: nn.Module, objective: AtdObjective | UnetObjective, recipe: Recipe, scale: int, params: Params
 ) -> Step:
-    """Runs forward and backward of one micro-batch on tensors without contents, which takes no memory."""
+    """Runs forward and backward of one micro-batch on meta tensors, which need no memory."""
     network, objective, n = network.to("meta"), objective.to("meta"), recipe.micro_batch
     if params.train.checkpointing:
         recompute_activations(network)
     hr, lr = (torch.empty(n, 3, side, side, device="meta") for side in (recipe.patch, recipe.patch // scale))
     batch = (lr, hr, torch.empty(n, device="meta"), hr) if isinstance(objective, UnetObjective) else (lr, hr)
-    kept: dict[int, Tensor] = {}
+    saved: dict[int, Tensor] = {}
 
-    def keep(x: Tensor) -> Tensor:
-        kept[x.untyped_storage()._cdata] = x
+    def save(x: Tensor) -> Tensor:
+        saved[x.untyped_storage()._cdata] = x
         return x
 
     counter = FlopCounterMode(display=False)
     with counter:
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        with torch.autograd.graph.saved_tensors_hooks(save, lambda x: x):
             loss, _ = objective.loss(network, *batch)
         loss.backward()
     weights = {p.untyped_storage()._cdata for module in (network, objective) for p in module.parameters()}
-    held = sum(x.untyped_storage().nbytes() for place, x in kept.items() if place not in weights)
+    activations = sum(x.untyped_storage().nbytes() for storage, x in saved.items() if storage not in weights)
     parameters = sum(p.numel() for p in network.parameters())
-    return Step(parameters, counter.get_total_flops() * recipe.batch // n, held)
+    return Step(parameters, counter.get_total_flops() * recipe.batch // n, activations)
 
 
 def matrix_speed(device: torch.device, precision: str, side: int = 2048, seconds: float = 0.5) -> float:
-    """Operations a second of a large matrix product."""
-    kinds = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    a = torch.rand(side, side, device=device).to(kinds[precision])
-    (a @ a).sum().item()  # warms up
+    """FLOP/s of a large matrix product, by measurement."""
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    a = torch.rand(side, side, device=device).to(dtypes[precision])
+    (a @ a).sum().item()  # warm-up
     start, rounds = time.perf_counter(), 0
     while time.perf_counter() < start + seconds:
         (a @ a).sum().item()
@@ -111,20 +114,20 @@ def matrix_speed(device: torch.device, precision: str, side: int = 2048, seconds
     return 2 * side**3 * rounds / (time.perf_counter() - start)
 
 
-def _before(params: Params) -> list[tuple[str, str]]:
-    sources = {"sample": "8 photographs, a few MB", "df2k": "3,450 pictures of about 2K, 15 GB, from the net"}
-    source = sources.get(params.data.source, f"the pictures of {params.data.folder}")
+def _data_stages(params: Params) -> list[tuple[str, str]]:
+    sources = {"sample": "8 photographs, a few MB", "df2k": "3,450 images of about 2K, 15 GB, downloaded"}
+    source = sources.get(params.data.source, f"the images of {params.data.folder}")
     crop = params.crop
     return [
         ("download", source),
-        ("crop", f"sub-images of {crop.size}×{crop.size}, every {crop.step}: "
-                 f"about {(crop.size / crop.step) ** 2:.2g} times the pictures' size on disk"),
-        ("pack", f"the same again, in one store as {params.pack.encoding}"),
+        ("crop", f"sub-images of {crop.size}×{crop.size}, step {crop.step}: "
+                 f"about {(crop.size / crop.step) ** 2:.2g} times the images' size on disk"),
+        ("pack", f"the same size again, in one LMDB as {params.pack.encoding}"),
     ]  # fmt: skip
 
 
 def _disk(step: Step, params: Params) -> float:
-    """Two states, the checkpoints kept with their raw weights, the model: GB."""
+    """GB on disk: two training states, the best checkpoints with their raw weights, and the model."""
     return 4 * step.parameters * (2 * 4 + 2 * params.train.keep + 2) / GB
 
 

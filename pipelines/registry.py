@@ -1,6 +1,6 @@
-"""MLflow's registry: the versions of `upsr`, which of them is the champion, and their weights.
+"""MLflow's model registry: the versions of `upsr`, their weights, and the alias of the champion.
 
-Beside tracking.py, which the trainings depend on: a change here makes none of them stale.
+Separate from tracking.py, which the training stages depend on: a change of this file makes no training stale.
 """
 
 import os
@@ -27,22 +27,21 @@ NAME = "upsr"
 CHAMPION = "champion"
 LICENCE = "Apache-2.0"
 ABOUT = (
-    "Enlarges a picture. Input: a table with the column `image`, an encoded picture (PNG, JPEG, WebP) a row, as base64 "
-    "in JSON; output: a PNG a row. Parameters: `seed`, `tile`."
+    "Upscales images. Input: a table with the column `image`, one encoded image (PNG, JPEG, WebP) per row, base64 in "
+    "JSON. Output: one PNG per row. Parameters: `seed`, `tile`."
 )
 
 
 def register(tracker: tracking.Tracker, weights: Path, example: Path) -> None:
-    """The weights as a new version of `upsr`, from the tracker's run; not those that the newest version has.
+    """Registers the weights as a new version of `upsr`, unless the newest version has the same weights.
 
-    `example` is a picture to try it with. What MLflow loads is the weights file by this library's code, nothing that
-    would be executed.
+    `example` becomes the input example. MLflow loads the weights file with this library's code, and no pickle.
     """
     tracker.send(partial(_register, weights, example))
 
 
 def champion() -> "ModelVersion | None":
-    """The version with the alias. Raises what `tracking.may_pass` tells while the store is down."""
+    """The version with the alias `champion`. While the store is down, raises an error for which `may_pass` is true."""
     store = tracking.client()
     known = store.search_registered_models(f"name = '{NAME}'")
     number = known[0].aliases.get(CHAMPION) if known else None
@@ -50,51 +49,53 @@ def champion() -> "ModelVersion | None":
 
 
 def newest() -> "ModelVersion | None":
-    """The version registered last."""
+    """The version registered last. While the store is down, raises an error for which `may_pass` is true."""
     return _newest(tracking.client())
 
 
 def promote(number: str) -> None:
-    """Makes a version the champion."""
+    """Moves the alias `champion` to a version."""
     tracking.client().set_registered_model_alias(NAME, CHAMPION, number)
 
 
 def weights_of(uri: str) -> Path:
-    """The weights file of a registered model, `models:/NAME@ALIAS` or `models:/NAME/VERSION`, or of a run,
-    `runs:/ID/PATH`. Of a store on this machine, the file itself; of a server, a copy. Raises `ValueError`.
+    """The weights file at `models:/NAME@ALIAS`, `models:/NAME/VERSION` or `runs:/ID/PATH`.
+
+    From a local store it is the file itself, from a server a cached copy. Raises `ValueError` for another address,
+    and if MLflow cannot provide the file.
     """
     from mlflow.exceptions import MlflowException
 
     try:
-        folder, key = _artifacts(tracking.client(), uri)
-        place = urlparse(folder)
-        local = Path(url2pathname(place.path)) if place.scheme in ("", "file") else _fetched(folder, key)
+        artifacts, key = _artifacts(tracking.client(), uri)
+        url = urlparse(artifacts)
+        local = Path(url2pathname(url.path)) if url.scheme in ("", "file") else _download(artifacts, key)
     except (MlflowException, OSError) as error:
         raise ValueError(
-            f"{uri}: MLflow at {tracking.store_address()[0]} does not give it: {tracking.one_line(error)}"
+            f"{uri}: not available from MLflow at {tracking.store_address()[0]}: {tracking.one_line(error)}"
         ) from None
     found = sorted([local] if local.is_file() else local.rglob(FILE))
     if not found:
-        raise ValueError(f"{uri}: {local} holds no {FILE}")
+        raise ValueError(f"{uri}: {local} contains no {FILE}")
     return found[0]
 
 
 def _artifacts(store: "MlflowClient", uri: str) -> tuple[str, str]:
-    """Where the artifacts of `uri` lie, and a name for their copy: the same name, the same weights."""
-    named = re.fullmatch(r"(?:models:/([^/@]+)(?:@(.+)|/(\d+)))|(?:runs:/([^/]+)/(.+))", uri)
-    if not named:
-        raise ValueError(f"{uri}: write models:/NAME@ALIAS, models:/NAME/VERSION or runs:/ID/PATH")
-    name, alias, number, run, path = named.groups()
+    """The address of the artifacts of `uri`, and the cache key of a copy: equal keys have equal weights."""
+    match = re.fullmatch(r"(?:models:/([^/@]+)(?:@(.+)|/(\d+)))|(?:runs:/([^/]+)/(.+))", uri)
+    if not match:
+        raise ValueError(f"{uri}: not an address: write models:/NAME@ALIAS, models:/NAME/VERSION or runs:/ID/PATH")
+    name, alias, number, run, path = match.groups()
     if run:
         return f"{store.get_run(run).info.artifact_uri}/{path}", f"{run}-{path.replace('/', '-')}"
     version = store.get_model_version_by_alias(name, alias) if alias else store.get_model_version(name, number)
     folder = store.get_model_version_download_uri(name, version.version)
-    digest = version.tags.get("sha256")  # of what the stage `evaluate` registered
+    digest = version.tags.get("sha256")  # set by `register`
     return (f"{folder}/data/{FILE}", digest) if digest else (folder, f"{name}-{version.version}")
 
 
-def _fetched(address: str, key: str) -> Path:
-    """A copy of a server's file or folder, made once."""
+def _download(address: str, key: str) -> Path:
+    """A copy of a server's file or folder, downloaded once."""
     from mlflow.artifacts import download_artifacts
 
     target = Path.home() / ".cache" / "upsr" / key
@@ -103,7 +104,7 @@ def _fetched(address: str, key: str) -> Path:
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             download_artifacts(address, dst_path=folder, tracking_uri=tracking.store_address()[0])
             os.replace(folder, target)
-            os.mkdir(folder)  # for TemporaryDirectory to remove
+            os.mkdir(folder)  # TemporaryDirectory removes it
     return target
 
 
@@ -117,9 +118,9 @@ def _register(weights: Path, example: Path, store: "MlflowClient", run: str) -> 
     if latest and latest.tags.get("sha256") == digest:
         return
     with tempfile.TemporaryDirectory() as folder:
-        named = Path(folder) / FILE
-        named.symlink_to(weights.resolve())
-        _save(Path(folder) / "model", named, example)
+        link = Path(folder) / FILE
+        link.symlink_to(weights.resolve())
+        _save(Path(folder) / "model", link, example)
         store.log_artifacts(run, f"{folder}/model", "model")
     if not store.search_registered_models(f"name = '{NAME}'"):
         store.create_registered_model(NAME, description=ABOUT)
@@ -136,16 +137,16 @@ def _save(folder: Path, weights: Path, example: Path) -> None:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
-    code = folder.parent / "upsr"  # the library without the bundled weights
+    code = folder.parent / "upsr"  # the library without its bundled weights
     shutil.copytree(ROOT / "upsr", code, ignore=shutil.ignore_patterns("bundled", "__pycache__"))
-    given = Schema([ColSpec("binary", "image")])
+    inputs = Schema([ColSpec("binary", "image")])
     options = ParamSchema([ParamSpec("seed", "long", 0), ParamSpec("tile", "long", 128)])
     pyfunc.save_model(
         folder,
         loader_module="upsr.inference.served",
         data_path=str(weights),
         code_paths=[str(code)],
-        signature=ModelSignature(given, Schema([ColSpec("binary")]), options),
+        signature=ModelSignature(inputs, Schema([ColSpec("binary")]), options),
         input_example=pd.DataFrame({"image": [example.read_bytes()]}),
         pip_requirements=_requirements(),
         metadata={"licence": LICENCE},
@@ -154,6 +155,6 @@ def _save(folder: Path, weights: Path, example: Path) -> None:
 
 
 def _requirements() -> list[str]:
-    """The library's own dependencies, and what a table and a server need, as they are here."""
+    """The library's dependencies, MLflow and pandas, with the installed versions."""
     library = [re.split(r"[^\w.-]", line)[0] for line in requires("upsr") or [] if "extra ==" not in line]
     return [f"{name}=={version(name)}" for name in [*library, "mlflow", "pandas"]]

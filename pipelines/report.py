@@ -1,4 +1,4 @@
-"""Stage `report`: everything the chain found out, on one page that needs nothing beside itself."""
+"""Stage `report`: all results on one self-contained HTML page."""
 
 import csv
 import json
@@ -39,14 +39,14 @@ LABELS = {
     "musiq": "MUSIQ",
 }
 DECIMALS = {"psnr": 2, "ssim": 4, "lpips": 4, "dists": 4, "niqe": 2, "musiq": 2, "seconds": 2}
-SHOWN = 6  # pictures of a benchmark: the best and the worst where there are more
+SHOWN = 6  # images per benchmark: the best and the worst if it has more
 
 Numbers = dict[str, float]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """`note` stands below the value; `tone` is `best`, `better`, `worse` or empty."""
+    """`note` is shown below the value; `tone` is `best`, `better`, `worse` or empty."""
 
     value: float | None
     text: str
@@ -56,7 +56,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """`head` names the rows; `columns`: (name, arrow)."""
+    """`head` is the heading of the row names; `columns` are (metric, arrow)."""
 
     head: str
     columns: list[tuple[str, str]]
@@ -64,7 +64,9 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageResults:
+    """The models' outputs and figures on one image."""
+
     name: str
     images: ReportImages
     table: Table
@@ -72,9 +74,9 @@ class Picture:
 
 @dataclass(frozen=True)
 class Results:
-    """What was found on one benchmark. `plane`: perception against distortion, where both were measured.
+    """Results on one benchmark. `plane` is LPIPS against PSNR, None where one of them was not measured.
 
-    `pictures` are those with the greatest and the least gain in `ranked_by`; `every` is the table of all.
+    `selected` are the images with the largest and smallest gains in the metric `ranked_by`; `every` has all images.
     """
 
     name: str
@@ -83,7 +85,7 @@ class Results:
     gains: Table
     plane: Scatter | None
     ranked_by: str
-    pictures: list[Picture]
+    selected: list[ImageResults]
     every: Table
 
 
@@ -94,18 +96,20 @@ def main() -> None:
 
 
 def render(reports: Path, models: Path, params: Path) -> str:
-    """The page, from what `evaluate` left below `reports`/evaluate and the logs below `models`/NAME/log.csv.
+    """The HTML of the page, from the results in `reports`/evaluate and the logs `models`/NAME/log.csv.
 
-    Raises `ConfigError` where one of the files is missing or broken.
+    Raises `ConfigError` if a file is missing or is not valid JSON.
     """
+    # results
     settings = load_params(params)
     folder = reports / "evaluate"
     statistics, per_image = _rows(folder / "summary.csv"), _rows(folder / "per_image.csv")
-    found = [
+    results = [
         _results(manifest, _of(name, statistics), _of(name, per_image), folder / "pictures" / name)
         for name, manifest in _json(folder / "manifests.json").items()
         if _of(name, per_image)
     ]
+    # page
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -117,7 +121,7 @@ def render(reports: Path, models: Path, params: Path) -> str:
     return templates.get_template("report.html.j2").render(
         scale=settings.scale,
         run=_json(folder / "run.json"),
-        results=found,
+        results=results,
         logs={path.parent.name: _curves(path) for path in sorted(models.glob("*/log.csv"))},
         params=params.read_text(),
     )
@@ -130,6 +134,7 @@ def _of(name: str, rows: list[dict[str, str]]) -> list[dict[str, str]]:
 def _results(
     manifest: dict[str, Any], statistics: list[dict[str, str]], per_image: list[dict[str, str]], folder: Path
 ) -> Results:
+    # figures by model, and by image and model
     means: dict[str, dict[str, Numbers]] = {}
     for row in statistics:
         means.setdefault(row["model"], {})[row["metric"]] = _numbers(row)
@@ -139,8 +144,9 @@ def _results(
     plane = {
         model: (m["psnr"]["mean"], m["lpips"]["mean"]) for model, m in means.items() if {"psnr", "lpips"} <= m.keys()
     }
-    named = [{k: row[k] for k in ("benchmark", "model", "picture")} | _numbers(row) for row in per_image]
-    ranked_by, chosen = showcase(named, "upsr", SHOWN)
+    # images to show
+    rows = [{k: row[k] for k in ("benchmark", "model", "picture")} | _numbers(row) for row in per_image]
+    ranked_by, selected = showcase(rows, "upsr", SHOWN)
     return Results(
         name=manifest["name"],
         manifest=manifest,
@@ -148,13 +154,16 @@ def _results(
         gains=_gains(means),
         plane=scatter(plane) if plane else None,
         ranked_by=ranked_by,
-        pictures=[Picture(p, read_images(folder / p, set(means)), _values("Model", values[p])) for p in chosen],
-        every=_values("Picture", {p: models["upsr"] for p, models in values.items() if "upsr" in models}, best=False),
+        selected=[
+            ImageResults(name, read_images(folder / name, set(means)), _values("Model", values[name]))
+            for name in selected
+        ],
+        every=_values("Image", {name: m["upsr"] for name, m in values.items() if "upsr" in m}, best=False),
     )
 
 
 def _means(models: dict[str, dict[str, Numbers]]) -> Table:
-    """Means with their confidence intervals, models down."""
+    """Means with confidence intervals, one row per model."""
 
     def cell(name: str, row: Numbers | None, best: float | None) -> Cell:
         if row is None:
@@ -169,7 +178,7 @@ def _means(models: dict[str, dict[str, Numbers]]) -> Table:
 
 
 def _gains(models: dict[str, dict[str, Numbers]]) -> Table:
-    """Differences from bicubic on the same pictures; told to be better or worse where the interval leaves 0 out."""
+    """Paired differences from bicubic; `better` or `worse` if the confidence interval excludes 0."""
 
     def cell(name: str, row: Numbers | None) -> Cell:
         if row is None or "difference" not in row:
@@ -187,7 +196,7 @@ def _gains(models: dict[str, dict[str, Numbers]]) -> Table:
 
 
 def _values(head: str, figures: dict[str, Numbers], best: bool = True) -> Table:
-    """Plain figures; with `best`, the best of each column is marked."""
+    """Figures without intervals; with `best`, the best of each column is marked."""
     columns = _columns(figures)
     top = {name: _best(name, [f[name] for f in figures.values() if name in f]) if best else None for name in columns}
 
@@ -207,7 +216,7 @@ def _with_arrows(names: list[str]) -> list[tuple[str, str]]:
 
 
 def _best(name: str, values: list[float]) -> float | None:
-    """The best of a column, to be set in bold. Not of the times: that the baseline is fast is no achievement."""
+    """The best value of a column; None for times, where the fastest is always the baseline."""
     return None if name == "seconds" else (max if higher_is_better(name) else min)(values)
 
 
@@ -216,7 +225,7 @@ def _text(name: str, value: float, sign: str = "") -> str:
 
 
 def _curves(path: Path) -> dict[str, Curve]:
-    """A curve for each column of a training's log that changes."""
+    """A curve for each column of a training log whose values vary."""
     rows = [_numbers(row) for row in _rows(path)]
     curves = {}
     for name in dict.fromkeys(key for row in rows for key in row if key != "step"):
@@ -227,14 +236,14 @@ def _curves(path: Path) -> dict[str, Curve]:
 
 
 def _numbers(row: dict[str, str]) -> Numbers:
-    """The cells that hold a finite number: a metric or a loss without value leaves its cell empty or NaN."""
+    """The cells with a finite number; a missing metric or loss is empty or NaN."""
     numbers = {}
     for name, text in row.items():
         try:
             value = float(text)
         except ValueError:
             continue
-        if math.isfinite(value) and name not in ("benchmark", "picture"):  # which may be called 0001
+        if math.isfinite(value) and name not in ("benchmark", "picture"):  # a name may be 0001
             numbers[name] = value
     return numbers
 

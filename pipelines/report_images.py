@@ -1,4 +1,4 @@
-"""The images that the report page embeds: the results on one benchmark image, side by side, and its maps."""
+"""The images embedded in the report: results and maps of one benchmark image."""
 
 import base64
 from collections.abc import Collection
@@ -10,16 +10,16 @@ import numpy as np
 
 from upsr.images import read_rgb
 
-RESULTS = ("lr", "bicubic", "atd", "upsr", "hr")  # in this order; a model that is not listed comes before UPSR
-MAPS = ("residual", "edge", "frequency", "mix", "weight", "weights")  # in this order; others come last
-STRIPS = ("weights",)  # of several maps side by side
-LARGEST = 512  # pixels a side; of a larger result the part with most detail is shown
-EMBEDDED_AS_IT_IS = 48_000  # bytes; a larger image becomes a JPEG, in full colour resolution
+RESULTS = ("lr", "bicubic", "atd", "upsr", "hr")  # display order; other models come before UPSR
+MAPS = ("residual", "edge", "frequency", "mix", "weight", "weights")  # display order; others come last
+STRIPS = ("weights",)  # images of several maps side by side
+LARGEST = 512  # pixels per side; a larger result is cropped to its most detailed part
+LARGEST_PNG = 48_000  # bytes; a larger image becomes a JPEG without chroma subsampling
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """A result, the reference, or a map, as a data URI."""
+    """A result, the reference, or a map as a data URI; width and height in pixels."""
 
     name: str
     uri: str
@@ -29,8 +29,10 @@ class Embedded:
 
 @dataclass(frozen=True)
 class ReportImages:
-    """`focus`: where the most detail is, in percent of the width and the height of what is shown; `part`: what is
-    shown of how much, where it is not the whole."""
+    """`focus`: (x, y) of the most detailed spot, in percent of the shown size.
+
+    `part`: the size of the crop and of the image, empty if the image is shown whole.
+    """
 
     results: list[Embedded]
     maps: list[Embedded]
@@ -39,29 +41,31 @@ class ReportImages:
 
 
 def read_images(folder: Path, models: Collection[str]) -> ReportImages:
-    """All PNG files of a benchmark image's folder, LR (`lr.png`) and one result at least.
+    """Reads all PNG files of a benchmark image's folder, which has `lr.png` and at least one result.
 
-    What is named after one of the `models`, `lr` or `hr` is a result, everything else a map.
+    Files named after one of the `models`, `lr` or `hr` are results; all others are maps.
     """
+    # files
     results = {"lr", "hr", *models}
     paths = sorted((p for p in folder.glob("*.png") if p.stem in results), key=_order_of_result)
     maps = sorted((p for p in folder.glob("*.png") if p.stem not in results), key=_order_of_map)
+    # crop: a window in LR pixels around the most detailed spot of the largest result
     sharpest = read_rgb(paths[-1])
-    whole = read_rgb(folder / "lr.png").shape[:2]
-    scale = max(1, round(sharpest.shape[1] / whole[1]))
+    lr_size = read_rgb(folder / "lr.png").shape[:2]
+    scale = max(1, round(sharpest.shape[1] / lr_size[1]))
     spot = _most_detail(sharpest)
-    view = [_window(int(spot[i] / scale), whole[i], LARGEST // scale) for i in (0, 1)]
+    view = [_window(int(spot[i] / scale), lr_size[i], LARGEST // scale) for i in (0, 1)]
     height, width = (scale * (part.stop - part.start) for part in view)
     y, x = (100 * (spot[i] - scale * view[i].start) / side for i, side in ((0, height), (1, width)))
-    cut = (height, width) != (scale * whole[0], scale * whole[1])
+    cropped = (height, width) != (scale * lr_size[0], scale * lr_size[1])
     return ReportImages(
-        results=[_embedded(path.stem, _cut(read_rgb(path), view, whole[1])) for path in paths],
+        results=[_embedded(path.stem, _crop(read_rgb(path), view, lr_size[1])) for path in paths],
         maps=[
             _embedded(path.stem, _shrunk(read_rgb(path), 3 * LARGEST if path.stem in STRIPS else LARGEST))
             for path in maps
         ],
         focus=(round(x, 1), round(y, 1)),
-        part=f"{width} × {height} of {scale * whole[1]} × {scale * whole[0]} pixels" if cut else "",
+        part=f"{width} × {height} of {scale * lr_size[1]} × {scale * lr_size[0]} pixels" if cropped else "",
     )
 
 
@@ -74,9 +78,9 @@ def _order_of_map(path: Path) -> tuple[int, str]:
 
 
 def _most_detail(image: np.ndarray) -> tuple[int, int]:
-    gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    detail = cv2.GaussianBlur(np.abs(cv2.Laplacian(gray, cv2.CV_32F)), (0, 0), sigmaX=max(gray.shape) / 16)
-    y, x = np.unravel_index(detail.argmax(), gray.shape)
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    detail = cv2.GaussianBlur(np.abs(cv2.Laplacian(grey, cv2.CV_32F)), (0, 0), sigmaX=max(grey.shape) / 16)
+    y, x = np.unravel_index(detail.argmax(), grey.shape)
     return int(y), int(x)
 
 
@@ -85,8 +89,8 @@ def _window(centre: int, length: int, side: int) -> slice:
     return slice(start, min(start + side, length))
 
 
-def _cut(image: np.ndarray, view: list[slice], lr_width: int) -> np.ndarray:
-    """The part of a picture that `view` names in LR pixels."""
+def _crop(image: np.ndarray, view: list[slice], lr_width: int) -> np.ndarray:
+    """The crop of an image; `view` is (rows, columns) in LR pixels."""
     scale = max(1, round(image.shape[1] / lr_width))
     y, x = (slice(scale * part.start, scale * part.stop) for part in view)
     return np.ascontiguousarray(image[y, x])
@@ -100,7 +104,7 @@ def _shrunk(image: np.ndarray, side: int) -> np.ndarray:
 def _embedded(name: str, image: np.ndarray) -> Embedded:
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     kind, data = "png", cv2.imencode(".png", bgr)[1].tobytes()
-    if len(data) > EMBEDDED_AS_IT_IS:
+    if len(data) > LARGEST_PNG:
         options = [cv2.IMWRITE_JPEG_QUALITY, 92, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
         kind, data = "jpeg", cv2.imencode(".jpg", bgr, options)[1].tobytes()
     uri = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

@@ -1,4 +1,4 @@
-"""What every stage script shares: the settings of its process, and how it ends when the user made a mistake."""
+"""The entry point of every stage script: process settings, and errors in one line."""
 
 import os
 import signal
@@ -9,8 +9,8 @@ from upsr.allocator import keep_freed_memory
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a stage. A mistake of the user's ends in one line and exit code 2; UPSR_DEBUG=1 shows the traceback."""
-    # A cancelled stage leaves through its `finally`s, so that MLflow learns of it; a training installs its own handler.
+    """Runs a stage. A user error prints one line and exits with code 2; UPSR_DEBUG=1 shows the traceback."""
+    # SIGTERM raises, so that `finally` blocks end the MLflow run. A training installs its own handler.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     keep_freed_memory()
     try:

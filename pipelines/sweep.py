@@ -1,8 +1,7 @@
-"""A sweep: every combination of `sweep.cross` as a DVC experiment, each in a git worktree of its own.
+"""A sweep: every combination of `sweep.cross` as a DVC experiment, each in its own git worktree.
 
-`python -m pipelines.sweep NAME` runs one; flows.py runs all that HEAD does not have yet. The worktrees share DVC's
-cache, whose files they link. A worktree stays until its experiment is saved, so that a training that was killed
-goes on where it was.
+`python -m pipelines.sweep NAME` runs one; flows.py runs all that HEAD does not have yet. The worktrees link files from
+the shared DVC cache. A worktree is kept until its experiment is saved, so that a killed training can resume.
 """
 
 import argparse
@@ -29,15 +28,15 @@ from upsr.files import atomic
 
 PARAMS = Path("params.yaml")
 LOCK = Path("dvc.lock")
-PLACE = Path(".dvc/tmp/sweep")
+WORKTREES = Path(".dvc/tmp/sweep")
 METRICS = Path("reports/evaluate/metrics.json")
-GRACE_SECONDS = executor.GRACE_SECONDS / 2  # a stage must be gone before who waits for this process kills it
+GRACE_SECONDS = executor.GRACE_SECONDS / 2  # the stage must end before the flow kills this process
 Values = Mapping[str, Any]
-"""Dotted keys of params.yaml, and what an experiment sets them to."""
+"""Dotted keys of params.yaml -> the values of an experiment."""
 
 
 def experiments(cross: Mapping[str, tuple[Any, ...]]) -> dict[str, Values]:
-    """All combinations, by the name of their experiment: `variant-residual-dim-48-seed-0`."""
+    """Experiment name -> values, for all combinations. A name reads `variant-residual-dim-48-seed-0`."""
     combinations = [dict(zip(cross, values, strict=True)) for values in product(*cross.values())]
     return {
         "-".join(f"{key.rpartition('.')[2]}-{value}" for key, value in c.items()).replace("/", "-"): c
@@ -46,8 +45,10 @@ def experiments(cross: Mapping[str, tuple[Any, ...]]) -> dict[str, Values]:
 
 
 def remaining(params: Params) -> list[str]:
-    """The experiments that the commit at hand does not have. Raises `ValueError` before any work for a combination
-    that no run could have, and where files differ from the commit, which is what the worktrees show.
+    """The names of the experiments that HEAD does not have yet.
+
+    Raises `ConfigError` for an invalid combination, and `ValueError` for uncommitted changes, which worktrees of HEAD
+    would not have.
     """
     planned = experiments(params.sweep.cross)
     for name, values in planned.items():
@@ -56,185 +57,195 @@ def remaining(params: Params) -> list[str]:
         parse(Params, settings, f"sweep.cross: {name}")
     changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock")
     if changed:
-        raise ValueError(f"a sweep runs what is committed, and {' '.join(changed.split()[1::2])} differs: commit first")
+        files = " ".join(changed.split()[1::2])
+        raise ValueError(f"sweep: uncommitted changes in {files}: commit them first, a sweep runs HEAD")
     head = _git("rev-parse", "HEAD")
     refs = _git("for-each-ref", "--format=%(refname)", f"refs/exps/{head[:2]}/{head[2:]}/").split()
     done = {ref.rpartition("/")[2] for ref in refs}
     for name in done & set(planned):
-        _remove(_place(name))  # left by a kill in the last moment
+        _remove(_worktree(name))  # left over if the run was killed right after saving
     return [name for name in planned if name not in done]
 
 
 @contextmanager
 def recorded(params: Params) -> Iterator[str | None]:
-    """The MLflow run that the experiments' runs have as parent, or none where the store is down; the same one for a
-    sweep that goes on."""
-    kept = PLACE / _git("rev-parse", "HEAD")[:8] / "parent"
-    with _run(_git("rev-parse", "--short", "HEAD"), {"cross": params.sweep.cross}, {}, kept) as tracker:
+    """The id of the sweep's MLflow run, the parent of the experiments' runs; None while the store is down.
+
+    A resumed sweep continues the same run.
+    """
+    id_file = WORKTREES / _git("rev-parse", "HEAD")[:8] / "parent"
+    with _run(_git("rev-parse", "--short", "HEAD"), {"cross": params.sweep.cross}, {}, id_file) as tracker:
         yield tracker.run_id
 
 
 def command(name: str, parent: str | None) -> list[str]:
-    """Runs one experiment, as a child process."""
+    """The command that runs one experiment."""
     return [sys.executable, "-m", "pipelines.sweep", name, *(["--parent", parent] if parent else [])]
 
 
 def experiment(name: str, values: Values, parent: str | None) -> None:
     """Runs one experiment in its worktree, saves it and removes the worktree."""
-    place = _place(name)
-    _prepare(place, values)
-    os.environ["DVC_EXP_NAME"] = name  # for the runs of its stages, as DVC's own experiments have it
+    worktree = _worktree(name)
+    _prepare(worktree, values)
+    os.environ["DVC_EXP_NAME"] = name  # the tag of the stages' MLflow runs, as in DVC's own experiments
     tags = {"mlflow.parentRunId": parent} if parent else {}
-    with _run(name, dict(values), tags, place / PLACE / "run") as tracker:
-        for stage, shared in _shared(place, values).items():
-            with _alone(shared):
-                _take(stage, shared, place)
-                executor.run(executor.repro(stage), cwd=place, log=_say, grace=GRACE_SECONDS)
-                _leave(stage, shared, place)
-        if (place / METRICS).is_file():
-            tracker.metrics(tracking.flatten(json.loads((place / METRICS).read_text()), separator="/"))
-    with _alone("save"):  # DVC's references are the same for all worktrees, and two that save at once fail
-        executor.run([*executor.DVC, "exp", "save", "--force", "--name", name], cwd=place, log=_say)
-    _remove(place)
+    with _run(name, dict(values), tags, worktree / WORKTREES / "run") as tracker:
+        for stage, key in _stage_keys(worktree, values).items():
+            with _locked(key):
+                _restore(stage, key, worktree)
+                executor.run(executor.repro(stage), cwd=worktree, log=_log, grace=GRACE_SECONDS)
+                _share(stage, key, worktree)
+        if (worktree / METRICS).is_file():
+            tracker.metrics(tracking.flatten(json.loads((worktree / METRICS).read_text()), separator="/"))
+    with _locked("save"):  # all worktrees share DVC's references: two concurrent saves would fail
+        executor.run([*executor.DVC, "exp", "save", "--force", "--name", name], cwd=worktree, log=_log)
+    _remove(worktree)
 
 
 @contextmanager
-def _run(name: str, values: dict[str, Any], tags: dict[str, str], kept: Path) -> Iterator[tracking.Tracker]:
-    """A run of `sweep` whose id is kept in a file, so that one that was killed goes on."""
-    run_id = kept.read_text() if kept.is_file() else None
+def _run(name: str, values: dict[str, Any], tags: dict[str, str], id_file: Path) -> Iterator[tracking.Tracker]:
+    """An MLflow run in the experiment `sweep`. Its id is stored in `id_file`, so that a killed run can continue."""
+    run_id = id_file.read_text() if id_file.is_file() else None
     with tracking.start("sweep", name, values, tags, run_id=run_id) as tracker:
         if tracker.run_id:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            kept.write_text(tracker.run_id)
+            id_file.parent.mkdir(parents=True, exist_ok=True)
+            id_file.write_text(tracker.run_id)
         yield tracker
 
 
-def _place(name: str) -> Path:
-    return (PLACE / _git("rev-parse", "HEAD")[:8] / name).resolve()
+def _worktree(name: str) -> Path:
+    return (WORKTREES / _git("rev-parse", "HEAD")[:8] / name).resolve()
 
 
-def _prepare(place: Path, values: Values) -> None:
-    """A worktree of HEAD with the experiment's values, this checkout's cache, and what DVC does not track linked."""
-    fresh = not (place / PARAMS).is_file()
-    if fresh:
-        _remove(place)
-        with _alone("worktree"):
-            executor.run(["git", "worktree", "add", "--force", "--detach", str(place)], cwd=Path(), log=_say)
-    local = Path(".dvc/config.local")
-    (place / local).write_bytes(local.read_bytes() if local.is_file() else b"")
+def _prepare(worktree: Path, values: Values) -> None:
+    """Creates the worktree of HEAD: the experiment's values, this checkout's DVC cache, links to untracked data."""
+    is_new = not (worktree / PARAMS).is_file()
+    if is_new:
+        _remove(worktree)
+        with _locked("worktree"):
+            executor.run(["git", "worktree", "add", "--force", "--detach", str(worktree)], cwd=Path(), log=_log)
+    # DVC's configuration and cache
+    config = Path(".dvc/config.local")
+    (worktree / config).write_bytes(config.read_bytes() if config.is_file() else b"")
     cache = subprocess.check_output([*executor.DVC, "cache", "dir"], text=True).strip()
-    executor.run([*executor.DVC, "cache", "dir", "--local", str(Path(cache).resolve())], cwd=place, log=_say)
-    if fresh and LOCK.is_file():  # what this checkout has made
-        shutil.copy(LOCK, place)
-        executor.run([*executor.DVC, "checkout", "--allow-missing"], cwd=place, log=_say)
-    edit = YAML()
-    edit.preserve_quotes, edit.width = True, 4096
-    settings = edit.load(PARAMS.read_text())
+    executor.run([*executor.DVC, "cache", "dir", "--local", str(Path(cache).resolve())], cwd=worktree, log=_log)
+    if is_new and LOCK.is_file():  # the outputs that this checkout has already
+        shutil.copy(LOCK, worktree)
+        executor.run([*executor.DVC, "checkout", "--allow-missing"], cwd=worktree, log=_log)
+    # params.yaml with its comments
+    yaml_file = YAML()
+    yaml_file.preserve_quotes, yaml_file.width = True, 4096
+    settings = yaml_file.load(PARAMS.read_text())
     _apply(settings, values)
-    edit.dump(settings, place / PARAMS)
+    yaml_file.dump(settings, worktree / PARAMS)
+    # untracked data
     for path in _untracked(settings):
-        (place / path).parent.mkdir(parents=True, exist_ok=True)
-        if not (place / path).exists():
-            (place / path).symlink_to(path.resolve())
+        (worktree / path).parent.mkdir(parents=True, exist_ok=True)
+        if not (worktree / path).exists():
+            (worktree / path).symlink_to(path.resolve())
 
 
 def _untracked(settings: Mapping[str, Any]) -> list[Path]:
-    """What no stage makes and a worktree does not have: archives, benchmarks, the user's own pictures."""
+    """Data that no stage writes and a new worktree lacks: archives, benchmarks, the user's own images."""
     outs = [name for stage in _stages(Path()).values() for name in _names(stage.get("outs", []))]
-    found = [*Path("data").glob("*"), *Path("data/benchmarks").glob("*")]
-    own = [path for path in found if not any(f"{out}/".startswith(f"{path.as_posix()}/") for out in outs)]
+    paths = [*Path("data").glob("*"), *Path("data/benchmarks").glob("*")]
+    untracked = [path for path in paths if not any(f"{out}/".startswith(f"{path.as_posix()}/") for out in outs)]
     folder = settings["data"]["folder"]
-    return own + ([Path(folder)] if folder and not Path(folder).is_absolute() else [])
+    return untracked + ([Path(folder)] if folder and not Path(folder).is_absolute() else [])
 
 
 def _apply(settings: dict[str, Any], values: Values) -> None:
     for key, value in values.items():
         *sections, last = key.split(".")
-        place: Any = settings
+        node: Any = settings
         for section in sections:
-            place = place.get(section) if isinstance(place, dict) else None
-        if not isinstance(place, dict) or last not in place:
-            raise ConfigError(f"{PARAMS}: sweep.cross: `{key}` is no key of {PARAMS}: correct its spelling")
-        place[last] = value
+            node = node.get(section) if isinstance(node, dict) else None
+        if not isinstance(node, dict) or last not in node:
+            raise ConfigError(f"{PARAMS}: sweep.cross: unknown key `{key}`: correct its spelling")
+        node[last] = value
 
 
-def _shared(place: Path, values: Values) -> dict[str, str]:
-    """The stages in order, each with a name that is the same for experiments of which it makes the same: what one has
-    made, the others take from the cache, rather than train the same network beside it."""
-    stages, graph = _stages(place), executor.graph(place)
-    declared: dict[str, set[str]] = {}  # by the stage and all that it depends on
+def _stage_keys(worktree: Path, values: Values) -> dict[str, str]:
+    """Stage -> key, in topological order.
+
+    A stage has the same key in experiments where it has the same outputs: one runs it, the others restore them.
+    """
+    stages, graph = _stages(worktree), executor.graph(worktree)
+    declared: dict[str, set[str]] = {}  # params of the stage and of all stages it depends on
     for stage in executor.in_order(graph):
         declared[stage] = set(_names(stages[stage].get("params", []))).union(*(declared[s] for s in graph[stage]))
     return {stage: f"{stage}-{_digest(values, keys)}" for stage, keys in declared.items()}
 
 
-def _take(stage: str, shared: str, place: Path) -> None:
-    """What another experiment has made of the same values. DVC's own run cache leaves out what is `persist: true`."""
-    known = place.parent / f"{shared}.yaml"
-    if not known.is_file():
+def _restore(stage: str, key: str, worktree: Path) -> None:
+    """Restores the outputs that another experiment shared. DVC's run cache does not cover `persist: true` outputs."""
+    shared = worktree.parent / f"{key}.yaml"
+    if not shared.is_file():
         return
-    path = place / LOCK
+    path = worktree / LOCK
     lock: dict[str, Any] = {"schema": "2.0", "stages": {}}
     if path.is_file():
         lock = yaml.safe_load(path.read_text())
-    lock["stages"][stage] = yaml.safe_load(known.read_text())
+    lock["stages"][stage] = yaml.safe_load(shared.read_text())
     path.write_text(yaml.safe_dump(lock, sort_keys=False))
-    executor.run([*executor.DVC, "checkout", "--force", stage], cwd=place, log=_say)
+    executor.run([*executor.DVC, "checkout", "--force", stage], cwd=worktree, log=_log)
 
 
-def _leave(stage: str, shared: str, place: Path) -> None:
-    entry = yaml.safe_load((place / LOCK).read_text())["stages"].get(stage)
-    with atomic(place.parent / f"{shared}.yaml") as temporary:
+def _share(stage: str, key: str, worktree: Path) -> None:
+    """Writes the stage's entry of dvc.lock for `_restore` in other experiments."""
+    entry = yaml.safe_load((worktree / LOCK).read_text())["stages"].get(stage)
+    with atomic(worktree.parent / f"{key}.yaml") as temporary:
         temporary.write_text(yaml.safe_dump(entry, sort_keys=False))
 
 
 def _digest(values: Values, declared: set[str]) -> str:
-    """Of the values that concern any of the declared keys."""
-    mine = {key: value for key, value in values.items() if any(_concerns(d, key) for d in declared)}
-    return hashlib.sha256(json.dumps(mine, sort_keys=True).encode()).hexdigest()[:16]
+    """Digest of the values that affect any of the declared keys."""
+    relevant = {key: value for key, value in values.items() if any(_overlap(d, key) for d in declared)}
+    return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _concerns(declared: str, key: str) -> bool:
+def _overlap(declared: str, key: str) -> bool:
+    """True if one dotted key contains the other."""
     return declared == str(PARAMS) or f"{declared}.".startswith(f"{key}.") or f"{key}.".startswith(f"{declared}.")
 
 
-def _stages(place: Path) -> dict[str, dict[str, Any]]:
-    return yaml.safe_load((place / "dvc.yaml").read_text())["stages"]
+def _stages(checkout: Path) -> dict[str, dict[str, Any]]:
+    return yaml.safe_load((checkout / "dvc.yaml").read_text())["stages"]
 
 
 def _names(entries: list[Any]) -> list[str]:
-    """Entries of dvc.yaml, of which some carry options."""
+    """The names in a list of dvc.yaml, where an entry with options is a mapping."""
     return [name for entry in entries for name in (entry if isinstance(entry, dict) else [entry])]
 
 
 @contextmanager
-def _alone(what: str) -> Iterator[None]:
-    """Keeps the other experiments of this checkout from doing the same at once."""
-    PLACE.mkdir(parents=True, exist_ok=True)
-    with open(PLACE / f"{what}.lock", "a") as lock:
+def _locked(name: str) -> Iterator[None]:
+    """A lock shared by the experiments of this checkout."""
+    WORKTREES.mkdir(parents=True, exist_ok=True)
+    with open(WORKTREES / f"{name}.lock", "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def _remove(place: Path) -> None:
-    if place.exists():
-        with _alone("worktree"):
-            executor.run(["git", "worktree", "remove", "--force", "--force", str(place)], cwd=Path(), log=_say)
+def _remove(worktree: Path) -> None:
+    if worktree.exists():
+        with _locked("worktree"):
+            executor.run(["git", "worktree", "remove", "--force", "--force", str(worktree)], cwd=Path(), log=_log)
 
 
 def _git(*arguments: str) -> str:
     return subprocess.check_output(["git", *arguments], text=True).strip()
 
 
-def _say(line: str) -> None:
+def _log(line: str) -> None:
     print(line, flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Runs one experiment of params.yaml's sweep.")
+    parser = argparse.ArgumentParser(description="Run one experiment of the sweep in params.yaml.")
     planned = experiments(load_params().sweep.cross)
     parser.add_argument("name", choices=planned, metavar="NAME", help=", ".join(planned))
-    parser.add_argument("--parent", help="MLflow's id of the sweep's run")
+    parser.add_argument("--parent", help="MLflow id of the sweep's run")
     options = parser.parse_args()
     experiment(options.name, planned[options.name], options.parent)
 

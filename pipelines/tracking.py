@@ -1,7 +1,7 @@
-"""MLflow's runs. A store that is down, or absent, never stops a training.
+"""MLflow runs. An unavailable store never stops a training.
 
-Runs of the main checkout, of its git worktrees and of DVC's temporary copies land in one store. Only this file and
-registry.py (MLflow's models) import mlflow: two, so that a change to the registry makes no training stale.
+The main checkout, its git worktrees and DVC's temporary copies share one store. Only this file and registry.py import
+mlflow. They are separate files, so that a change of the registry makes no training stale.
 """
 
 import fcntl
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 FLUSH_SECONDS = 5.0
-LONGEST_PAUSE = 600.0
-METRICS_A_CALL = 1000  # the store's limits
-PARAMS_A_CALL = 100
+MAX_RETRY_SECONDS = 600.0
+METRICS_PER_CALL = 1000  # limits of the store
+PARAMS_PER_CALL = 100
 ENVIRONMENT = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # `Tracker` tries again itself, without holding up the training
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # `Tracker` retries without blocking the training
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
@@ -39,76 +39,76 @@ Call = Callable[["MlflowClient", str], object]
 
 
 class Tracker:
-    """One run. No call raises; figures leave in batches, every few seconds.
+    """One run. No method raises. Metrics are sent in batches every `FLUSH_SECONDS`.
 
-    While the store cannot be reached, which is said once, everything is kept and tried again, ever less often.
+    While the store cannot be reached, calls are kept in memory and retried at growing intervals. This is logged once.
     """
 
     def __init__(self, connect: Callable[[str | None], tuple["MlflowClient", str]], run_id: str | None) -> None:
         self.run_id = run_id
-        """Resumes this run when handed to `start` later; None until the store was reached once."""
+        """Passed to a later `start`, continues this run. None until the store was reached once."""
         self._connect = connect
         self._client: MlflowClient | None = None
-        self._figures: list[tuple[str, float, int, int]] = []
+        self._metrics: list[tuple[str, float, int, int]] = []
         self._calls: list[Call] = []
-        self._due = 0.0
-        self._pause = FLUSH_SECONDS
-        self._told = False
+        self._next_flush = 0.0
+        self._retry_seconds = FLUSH_SECONDS
+        self._warned = False
 
     def metrics(self, values: dict[str, float], step: int | None = None) -> None:
-        """Figures of one moment; a name like `Set5/psnr` makes a group."""
+        """Metrics of one step. Names such as `Set5/psnr` form groups in MLflow."""
         now = time.time_ns() // 1_000_000
-        self._figures += [(re.sub(r"[^\w./ :-]", "_", k), float(v), now, step or 0) for k, v in values.items()]
+        self._metrics += [(re.sub(r"[^\w./ :-]", "_", k), float(v), now, step or 0) for k, v in values.items()]
         self._flush()
 
-    def picture(self, path_in_run: str, image: np.ndarray) -> None:
-        """An image (H, W, 3), uint8, as `path_in_run`, whose suffix names the format."""
+    def image(self, path_in_run: str, image: np.ndarray) -> None:
+        """Logs an image, (H, W, 3) uint8, as the artifact `path_in_run`; its suffix is the format."""
         self.send(lambda client, run: client.log_image(run, image, path_in_run))
 
     def artifact(self, path: Path, folder: str = "") -> None:
-        """A file, or a folder and all in it, below `folder` of the run."""
+        """Logs a file or a folder, below `folder` of the run's artifacts."""
         self.send(lambda client, run: client.log_artifact(run, str(path), folder or None))
 
     def grid(self, key: str, image: np.ndarray) -> None:
-        """An image (H, W, 3), uint8, that MLflow's charts show beside those of other runs with the same key."""
+        """Logs an image, (H, W, 3) uint8. MLflow's charts show images of the same key side by side."""
         self.send(lambda client, run: client.log_image(run, image, key=key, step=0))
 
     def table(self, rows: list[dict[str, Any]], name: str) -> None:
-        """Rows, which need not have the same keys, as the table `name`.json, which MLflow shows run beside run."""
+        """Logs rows as the table `name`.json, which MLflow can compare between runs. Rows may have different keys."""
         columns = {key: [row.get(key) for row in rows] for row in rows for key in row}
         self.send(lambda client, run: client.log_table(run, columns, f"{name}.json"))
 
     def describe(self, params: dict[str, Any], tags: dict[str, str]) -> None:
-        """What the run was started with. Nested params get dotted names."""
+        """Logs params and tags. Nested params get dotted names."""
         flat = list(flatten(params).items())
-        for first in range(0, len(flat), PARAMS_A_CALL):
-            self.send(partial(_log_params, flat[first : first + PARAMS_A_CALL]))
+        for first in range(0, len(flat), PARAMS_PER_CALL):
+            self.send(partial(_log_params, flat[first : first + PARAMS_PER_CALL]))
         self.send(partial(_log_tags, tags))
 
     def close(self, status: str) -> None:
-        """Ends the run as FINISHED, FAILED or KILLED, after a last try to deliver what is waiting."""
+        """Ends the run as FINISHED, FAILED or KILLED, after a last attempt to send pending calls."""
         self._flush(last=lambda client, run: client.set_terminated(run, status))
         if self._calls:
-            log.warning("MLflow: %d calls of this run were never delivered: its record ends early", len(self._calls))
+            log.warning("MLflow: %d calls of this run were never delivered: its record is incomplete", len(self._calls))
 
     def send(self, call: Call) -> None:
-        """Any other call, with the client and the run's id, as soon as the store can be reached."""
+        """Runs `call(client, run_id)` as soon as the store can be reached."""
         self._calls.append(call)
         self._flush()
 
     def _flush(self, last: Call | None = None) -> None:
-        if not last and time.monotonic() < self._due:
+        if not last and time.monotonic() < self._next_flush:
             return
-        for first in range(0, len(self._figures), METRICS_A_CALL):
-            self._calls.append(partial(_log_metrics, self._figures[first : first + METRICS_A_CALL]))
-        self._figures = []
+        for first in range(0, len(self._metrics), METRICS_PER_CALL):
+            self._calls.append(partial(_log_metrics, self._metrics[first : first + METRICS_PER_CALL]))
+        self._metrics = []
         self._calls += [last] if last else []
         try:
             self._deliver()
-            self._pause = FLUSH_SECONDS
+            self._retry_seconds = FLUSH_SECONDS
         except Exception as error:
             self._postpone(error)
-        self._due = time.monotonic() + self._pause
+        self._next_flush = time.monotonic() + self._retry_seconds
 
     def _deliver(self) -> None:
         if self._client is None or self.run_id is None:
@@ -119,35 +119,35 @@ class Tracker:
             except Exception as error:
                 if may_pass(error):
                     raise
-                log.warning("MLflow: a call was refused and is left out: %s", one_line(error))
+                log.warning("MLflow: a call was rejected and is dropped: %s", one_line(error))
             del self._calls[0]
 
     def _postpone(self, error: Exception) -> None:
-        self._pause = min(2 * self._pause, LONGEST_PAUSE)
-        if not self._told:
-            text = "MLflow at %s: %s. The run goes on; its record is kept in memory and tried again until the end"
+        self._retry_seconds = min(2 * self._retry_seconds, MAX_RETRY_SECONDS)
+        if not self._warned:
+            text = "MLflow at %s: %s: the run continues; its record is kept in memory and retried until the run ends"
             log.warning(text, store_address()[0], one_line(error))
-        self._told = True
+        self._warned = True
 
 
-class Silent(Tracker):
-    """Stands where nothing is recorded: another rank than 0, or a machine without MLflow."""
+class NullTracker(Tracker):
+    """Records nothing: used on ranks other than 0 and without MLflow."""
 
     def _flush(self, last: Call | None = None) -> None:
-        self._figures, self._calls = [], []
+        self._metrics, self._calls = [], []
 
 
 @contextmanager
 def start(
     experiment: str, name: str, params: dict[str, Any], tags: dict[str, str], run_id: str | None = None
 ) -> Iterator[Tracker]:
-    """A run of `experiment`; `run_id` continues an earlier one, or begins anew where the store does not know it.
+    """A run of `experiment`, named `name`. With `run_id` it continues that run if the store has it.
 
-    The run ends FAILED when the block raises, KILLED on Ctrl-C or `SystemExit(128 + signal)`. `tags` override the
-    tags that are found here: commit, DVC experiment, hash of the packed data, device.
+    The run ends FAILED if the block raises, KILLED on Ctrl-C or `SystemExit(128 + signal)`. `tags` override the
+    automatic ones: commit, DVC experiment, hash of the packed data, device.
     """
     tracker = _tracker(experiment, name, run_id)
-    tracker.describe(params, _own_tags() | tags)
+    tracker.describe(params, _default_tags() | tags)
     status = "FINISHED"
     try:
         yield tracker
@@ -159,7 +159,7 @@ def start(
 
 
 def flatten(values: dict[str, Any], prefix: str = "", separator: str = ".") -> dict[str, Any]:
-    """Nested dictionaries as one, with dotted names."""
+    """Nested dictionaries as one; names are joined by `separator`."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
@@ -170,8 +170,8 @@ def flatten(values: dict[str, Any], prefix: str = "", separator: str = ".") -> d
 def _tracker(experiment: str, name: str, run_id: str | None) -> Tracker:
     missing = find_spec("mlflow") is None
     if missing:
-        log.warning("MLflow is not installed here: the run `%s` is not recorded", name)
-    kind = Silent if missing or os.environ.get("RANK", "0") != "0" else Tracker
+        log.warning("MLflow is not installed: the run `%s` is not recorded", name)
+    kind = NullTracker if missing or os.environ.get("RANK", "0") != "0" else Tracker
     return kind(partial(_connect, experiment, name), run_id)
 
 
@@ -181,13 +181,16 @@ def _status(error: BaseException) -> str:
 
 
 def client() -> "MlflowClient":
-    """A client of the store, which has answered. While the store is down it raises what `may_pass` tells."""
+    """A client of the store, after a test call.
+
+    While the store is down, raises an error for which `may_pass` is true.
+    """
     for key, value in ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     from mlflow import MlflowClient
 
     uri, folder = store_address()
-    with _alone(folder):
+    with _locked(folder):
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
     return client
@@ -196,15 +199,15 @@ def client() -> "MlflowClient":
 def _connect(experiment: str, name: str, run_id: str | None) -> tuple["MlflowClient", str]:
     store = client()
     folder = store_address()[1]
-    with _alone(folder):
+    with _locked(folder):
         experiment_id = _experiment(store, experiment, folder)
-    if run_id and _continued(store, run_id):
+    if run_id and _reopened(store, run_id):
         return store, run_id
     return store, store.create_run(experiment_id, run_name=name).info.run_id
 
 
 def store_address() -> tuple[str, Path | None]:
-    """The store's address, and the folder of a local one (None: a server, which keeps its artifacts itself)."""
+    """The store's URI, and the folder of a local store; None for a server, which stores artifacts itself."""
     uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     if not uri.startswith("sqlite:///"):
         return uri, None
@@ -213,16 +216,16 @@ def store_address() -> tuple[str, Path | None]:
 
 
 def main_checkout() -> Path:
-    """The main checkout's root, seen from it, from a worktree of it or from a DVC experiment's temporary copy."""
-    here = Path(os.environ.get("DVC_ROOT", ".")).resolve()
-    places = _git("rev-parse", "--path-format=absolute", "--git-common-dir", "--show-prefix", folder=here)
-    common, _, prefix = places.partition("\n")
-    return Path(common).parent / prefix if Path(common).name == ".git" else here
+    """The root of the main checkout, also from one of its worktrees or a DVC experiment's temporary copy."""
+    folder = Path(os.environ.get("DVC_ROOT", ".")).resolve()
+    output = _git("rev-parse", "--path-format=absolute", "--git-common-dir", "--show-prefix", folder=folder)
+    git_dir, _, prefix = output.partition("\n")
+    return Path(git_dir).parent / prefix if Path(git_dir).name == ".git" else folder
 
 
 @contextmanager
-def _alone(folder: Path | None) -> Iterator[None]:
-    """A local store's first user creates its tables; two that do it at the same moment crash each other."""
+def _locked(folder: Path | None) -> Iterator[None]:
+    """A lock for a local store: its first user creates the tables, and two concurrent ones would crash."""
     if folder is None:
         yield
         return
@@ -235,12 +238,12 @@ def _alone(folder: Path | None) -> Iterator[None]:
 def _experiment(client: "MlflowClient", name: str, folder: Path | None) -> str:
     if found := client.get_experiment_by_name(name):
         return found.experiment_id
-    # Without a location it would be the working folder, which DVC deletes after an experiment.
+    # The default location is the working directory, which DVC deletes after an experiment.
     return client.create_experiment(name, (folder / "mlartifacts" / name).as_uri() if folder else None)
 
 
-def _continued(client: "MlflowClient", run_id: str) -> bool:
-    """Opens an earlier run again; False where the store has none, or a deleted one."""
+def _reopened(client: "MlflowClient", run_id: str) -> bool:
+    """Reopens an earlier run. False if it does not exist or is deleted."""
     try:
         client.update_run(run_id, status="RUNNING")
     except Exception as error:
@@ -250,10 +253,10 @@ def _continued(client: "MlflowClient", run_id: str) -> bool:
     return True
 
 
-def _log_metrics(figures: list[tuple[str, float, int, int]], client: "MlflowClient", run: str) -> None:
+def _log_metrics(metrics: list[tuple[str, float, int, int]], client: "MlflowClient", run: str) -> None:
     from mlflow.entities import Metric
 
-    client.log_batch(run, metrics=[Metric(*figure) for figure in figures])
+    client.log_batch(run, metrics=[Metric(*metric) for metric in metrics])
 
 
 def _log_params(params: list[tuple[str, Any]], client: "MlflowClient", run: str) -> None:
@@ -269,7 +272,7 @@ def _log_tags(tags: dict[str, str], client: "MlflowClient", run: str) -> None:
 
 
 def may_pass(error: Exception) -> bool:
-    """Whether a later try may do: no connection, a server's own error, a busy database."""
+    """True if a retry may help: no connection, a server error, a busy database."""
     import requests
     from mlflow.exceptions import MlflowException
 
@@ -279,18 +282,19 @@ def may_pass(error: Exception) -> bool:
 
 
 def one_line(error: Exception) -> str:
+    """The error's text in one line of at most 300 characters."""
     return " ".join(str(error).split())[:300]
 
 
 def git_commit() -> str:
-    """The commit at hand, marked where files differ from it; empty outside of git."""
+    """The hash of HEAD, with `-dirty` appended if tracked files differ; empty without git."""
     commit = _git("rev-parse", "HEAD")
-    # `dvc repro` rewrites dvc.lock after every stage: that is no change of the code.
+    # `dvc repro` rewrites dvc.lock after every stage, which is no change of the code.
     dirty = commit and _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock")
     return f"{commit}-dirty" if dirty else commit
 
 
-def _own_tags() -> dict[str, str]:
+def _default_tags() -> dict[str, str]:
     tags = {
         "git.commit": git_commit(),
         "dvc.experiment": os.environ.get("DVC_EXP_NAME", ""),
@@ -301,7 +305,7 @@ def _own_tags() -> dict[str, str]:
 
 
 def _data_hash() -> str:
-    """DVC's hash of the packed pictures; `pack` has written it before a training starts."""
+    """DVC's hash of data/train.lmdb; the stage `pack` writes it before a training starts."""
     lock = Path("dvc.lock")
     stages = yaml.safe_load(lock.read_text())["stages"] if lock.is_file() else {}
     outs = [out for stage in stages.values() for out in stage.get("outs", [])]
@@ -315,7 +319,7 @@ def _device() -> str:
 
 
 def _git(*arguments: str, folder: Path | None = None) -> str:
-    """What a git command prints; nothing where there is no git or no repository."""
+    """The output of a git command; empty without git or outside a repository."""
     try:
         command = ["git", *arguments]
         return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()

@@ -1,4 +1,4 @@
-"""Stage `train_atd`: the auxiliary network g, on pairs degraded as it learns, from scratch or from a ×2 network."""
+"""Stage `train_atd`: trains the auxiliary network g at the final scale, optionally after a ×2 phase."""
 
 from pathlib import Path
 
@@ -24,34 +24,34 @@ def main() -> None:
     begin(FOLDER, X2)
     body = None
     if params.atd.schedule == "x2_then_x4":
-        _refuse_an_orphan()
+        _check_x2_state()
         train_atd(params, recipe_x2(recipe), 2, X2, None)
         body = X2 / FILE
     train_atd(params, own_recipe(recipe), params.scale, FOLDER, body)
     finish(FOLDER, X2)
 
 
-def _refuse_an_orphan() -> None:
-    """A ×4 state that no ×2 training came before would be refused only after the ×2 training."""
+def _check_x2_state() -> None:
+    """Rejects a ×4 state of a training without a ×2 phase. `fit` would reject it only after the ×2 training."""
     if any(FOLDER.glob("state-*.pt")) and not any(X2.glob("state-*.pt")):
         raise TrainingError(
-            f"{FOLDER}: holds the state of a training without a ×2 phase: finish it with atd.schedule: direct_x4, "
-            "or start anew with --fresh"
+            f"{FOLDER}: contains the state of a training without a ×2 phase: finish it with atd.schedule: direct_x4, "
+            "or start again with --fresh"
         )
 
 
 def own_recipe(cfg: AtdRecipe) -> Recipe:
-    """The recipe at the final scale; the ×2 values are none of its business."""
+    """The recipe at the final scale, without the section `x2`."""
     return Recipe(**cfg.model_dump(exclude={"x2"}))
 
 
 def recipe_x2(cfg: AtdRecipe) -> Recipe:
-    """The recipe of the ×2 training: LR patches of the same size come from HR patches half as large."""
+    """The recipe of the ×2 training. HR patches are half as large, so LR patches have the same size."""
     return own_recipe(cfg).model_copy(update=dict(cfg.x2) | {"patch": cfg.patch // 2})
 
 
 def train_atd(params: Params, recipe: Recipe, scale: int, folder: Path, body: Path | None) -> None:
-    """Trains ATD for one scale, from scratch or from the body of the network in the file `body`."""
+    """Trains ATD for one scale. `body` is the weights file of a ×2 network whose body it starts from."""
     settings: dict[str, Section | int] = {"scale": scale, "atd": params.atd}
 
     def build() -> ATD:
@@ -80,13 +80,13 @@ def train_atd(params: Params, recipe: Recipe, scale: int, folder: Path, body: Pa
 
 
 def build_objective(params: Params, scale: int, recipe: Recipe) -> AtdObjective:
-    """What ATD learns."""
+    """ATD's training objective."""
     perceptual = PerceptualLoss(params.atd.lpips_weight, params.train.lpips_range, WEIGHTS)
     return AtdObjective(build_pairs(params.degradation, scale, recipe), perceptual)
 
 
 def fresh_atd(cfg: Atd, scale: int, body: Path | None) -> ATD:
-    """A new network, or one whose weights but the upsampler's are those of the file `body`."""
+    """A network with random weights; if the file `body` is given, all but the upsampler have its weights."""
     atd = build_atd(cfg, scale)
     if body is not None:
         weights = {k: v for k, v in load_pretrained(body).parts["atd"].items() if not k.startswith("upsample.")}

@@ -1,4 +1,4 @@
-"""Stage `train_unet`: the denoiser, with g frozen."""
+"""Stage `train_unet`: trains the denoiser with g frozen."""
 
 from pathlib import Path
 from typing import cast
@@ -28,10 +28,12 @@ def main() -> None:
     recipe = params.train_unet
     detector = params.uncertainty.edge_weights if params.uncertainty.edges == "dexined" else None
     begin(FOLDER)
-    trained = load_pretrained(ATD)
-    atd_section = trained.section("atd", Atd)
+
+    # auxiliary network
+    atd_file = load_pretrained(ATD)
+    atd_section = atd_file.section("atd", Atd)
     atd = build_atd(atd_section, params.scale)
-    atd.load_state_dict(trained.parts["atd"])
+    atd.load_state_dict(atd_file.parts["atd"])
     settings = {
         "scale": params.scale,
         "atd": atd_section,
@@ -40,6 +42,7 @@ def main() -> None:
         "uncertainty": params.uncertainty,
     }
 
+    # functions for `train`
     def build() -> Denoiser:
         denoiser = fresh_denoiser(params)
         initialise(denoiser.network, "unet", params.unet, params.scale, params.train.init)
@@ -48,10 +51,10 @@ def main() -> None:
         return denoiser
 
     def save(path: Path, denoiser: nn.Module) -> None:
-        """One file with both networks: it is enough to upscale."""
-        own = cast(Denoiser, denoiser)
-        parts = {"atd": trained.parts["atd"], "unet": own.network.state_dict()}
-        save_pretrained(path, parts | {"uncertainty": own.uncertainty.state_dict()}, settings)
+        """Writes both networks to one file, which is enough to upscale."""
+        denoiser = cast(Denoiser, denoiser)
+        parts = {"atd": atd_file.parts["atd"], "unet": denoiser.network.state_dict()}
+        save_pretrained(path, parts | {"uncertainty": denoiser.uncertainty.state_dict()}, settings)
 
     def upscale(denoiser: nn.Module, lr: Tensor) -> Tensor:
         diffuser = Diffuser(cast(Denoiser, denoiser), params.diffusion.sampler_eta, multiple=1)
@@ -89,7 +92,7 @@ def fresh_denoiser(params: Params) -> Denoiser:
 
 
 def build_objective(params: Params, atd: nn.Module) -> UnetObjective:
-    """What the denoiser learns, `atd` being g."""
+    """The denoiser's training objective; `atd` is g."""
     recipe = params.train_unet
     pairs = build_pairs(params.degradation, params.scale, recipe)
     perceptual = PerceptualLoss(recipe.lpips_weight, params.train.lpips_range, WEIGHTS)

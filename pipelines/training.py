@@ -1,4 +1,4 @@
-"""What the two training stages share: pairs, previews, tracking, and what is left in the models' folder."""
+"""Shared by the two training stages: pairs, previews, tracking, and the files below models/."""
 
 import argparse
 import hashlib
@@ -29,9 +29,9 @@ from upsr.training.validation import Validation, held_out
 WEIGHTS = Path("data/metric_weights")
 LMDB = Path("data/train.lmdb")
 HELD_OUT = Path("data/benchmarks/holdout/HR")
-PREVIEWS = 3  # images on a preview sheet
-# What changes neither the weights nor which are chosen: a state goes on under other values of these.
-HOW_NOT_WHAT = {"init", "workers", "checkpointing", "preview_every", "save_every", "keep", "max_bad_steps"}
+PREVIEWS = 3  # rows of a preview sheet
+# Keys of `train` that change neither the weights nor the choice of the best: they may change when a training resumes.
+CHANGEABLE = {"init", "workers", "checkpointing", "preview_every", "save_every", "keep", "max_bad_steps"}
 
 
 def build_pairs(cfg: Degradation, scale: int, recipe: Recipe) -> Pairs:
@@ -54,21 +54,24 @@ def train(
     save: Callable[[Path, nn.Module], None],
     upscale: Callable[[nn.Module, Tensor], Tensor],
 ) -> None:
-    """Trains one network below `folder`: weights, log, table of checkpoints, previews, and one MLflow run, `name`.
+    """Trains one network. Writes weights, log, checkpoints and previews to `folder`, and one MLflow run `name`.
 
-    `settings` are what the network and its pairs are made of, `inputs` the digests of the other files it learns
-    from, `init` the weights file it begins from; a state that belongs to other ones is refused. The last state stays
-    until `finish`, so that a training that has ended is not repeated.
+    `settings` configure the network and its pairs, `inputs` are digests of other input files, and `init` is the
+    initial weights file. A state with other values of these is rejected. The last state is kept until `finish`, so
+    that a completed training is not repeated. Raises `TrainingError` for such a state.
     """
+    # data
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     dataset = PatchDataset(LMDB, recipe.patch, seed)
     validate, digest = validation(objective.pairs.degrade, shared, recipe, upscale)
+    # identity of the training
     inputs = inputs | {"data": _data_digest(), "held_out": digest}
     inputs |= {"init": short_digest(init)} if init else {}
     plain = {name: s.model_dump(mode="json") if isinstance(s, Section) else s for name, s in settings.items()}
     plain |= {"recipe": recipe.model_dump(mode="json"), "seed": seed}
-    plain |= {"train": shared.model_dump(exclude=HOW_NOT_WHAT)}
+    plain |= {"train": shared.model_dump(exclude=CHANGEABLE)}
+    # MLflow run
     run_file = folder / "run_id"
     run_id = run_file.read_text() if run_file.is_file() and any(folder.glob("state-*.pt")) else None
     section = experiment.replace("-", "_")
@@ -79,7 +82,7 @@ def train(
 
         def report(step: int, values: dict[str, float]) -> None:
             tracker.metrics(values, step)
-            if tracker.run_id:  # unknown until the store was reached once
+            if tracker.run_id:  # None until the store was reached once
                 run_file.write_text(tracker.run_id)
 
         fit(
@@ -103,35 +106,35 @@ def train(
 def validation(
     degrade: SecondOrder, shared: Train, recipe: Recipe, upscale: Callable[[nn.Module, Tensor], Tensor]
 ) -> tuple[Validation, str]:
-    """What checkpoints are chosen by, and the digest of its pictures."""
-    pictures = find(HELD_OUT)[: shared.validate_pictures]
-    digest = hashlib.sha256("".join(short_digest(path) for path in pictures).encode()).hexdigest()[:16]
-    pairs = held_out(pictures, degrade, recipe.patch)
+    """The validation that ranks checkpoints, and a digest of its held-out images."""
+    images = find(HELD_OUT)[: shared.validate_pictures]
+    digest = hashlib.sha256("".join(short_digest(path) for path in images).encode()).hexdigest()[:16]
+    pairs = held_out(images, degrade, recipe.patch)
     return Validation(pairs, upscale, Lpips(WEIGHTS) if shared.select.lpips else None), digest
 
 
 def begin(*folders: Path) -> None:
-    """Reads the command line of a training stage: with `--fresh`, what earlier trainings left to go on from goes."""
+    """Parses the command line of a training stage. `--fresh` removes the training states in `folders`."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--fresh", action="store_true", help="start anew: remove the state of an unfinished training")
+    parser.add_argument("--fresh", action="store_true", help="remove the state of an unfinished training first")
     if parser.parse_args().fresh:
         finish(*folders)
 
 
 def finish(*folders: Path) -> None:
-    """Removes what a training goes on from; its results stay."""
+    """Removes the training states and MLflow run ids. Results stay."""
     for folder in folders:
         clear(folder)
         (folder / "run_id").unlink(missing_ok=True)
 
 
 def _data_digest() -> str:
-    """What the store holds, as `pack` noted it: nobody wants to hash 80 GB again."""
+    """The digest of the training data, as `pack` wrote it; hashing 80 GB again would take too long."""
     return (LMDB / "sha256").read_text().strip()[:16]
 
 
 def short_digest(path: Path) -> str:
-    """Enough of a file's SHA-256 to tell inputs apart, in MLflow's tags and in a state's identity."""
+    """The first 16 hex digits of a file's SHA-256, for MLflow tags and the identity of a state."""
     return sha256(path)[:16]
 
 
@@ -145,7 +148,7 @@ def _preview(
     step: int,
     network: nn.Module,
 ) -> None:
-    """One sheet a time: a row per picture of LR, bicubic, what the network makes of it, and HR."""
+    """Writes a preview sheet; each row has LR, bicubic, the network's output and HR."""
     device = next(network.parameters()).device
     hr = torch.stack([dataset[i] for i in range(PREVIEWS)]).to(device).float() / 255
     lr = degrade(hr, (0,))
@@ -153,4 +156,4 @@ def _preview(
     columns = [F.interpolate(lr, size, mode="nearest"), resize(lr, size), upscale(network, lr), hr]
     sheet = np.concatenate([np.concatenate([to_image(c[i]) for c in columns], axis=1) for i in range(PREVIEWS)])
     write(folder / "previews" / f"{step:06d}.png", sheet)
-    tracker.picture(f"previews/{step:06d}.png", sheet)
+    tracker.image(f"previews/{step:06d}.png", sheet)

@@ -93,16 +93,16 @@ def test_doctor_tells_what_is_there_and_what_to_do(project: Path, capsys):
     main(["doctor", "--verify"])
     lines = capsys.readouterr().out.splitlines()
     for start in (
-        "  ok  data/train.lmdb: 3 pictures, every byte as packed",
-        "  ok  data/subimages: 3 pictures",
-        "  --  data/hr: nothing: run `dvc repro download`",
+        "  ok  data/train.lmdb: 3 images, digest verified",
+        "  ok  data/subimages: 3 images",
+        "  --  data/hr: no images: run `dvc repro download`",
         "  ok  Set5: 5 images",
         "  --  Urban100: absent (100 pairs): get https://",
     ):
         assert any(line.startswith(start) for line in lines), start
     (project / "data/benchmarks/Set5/LRx4/0.png").unlink()
     main(["doctor"])
-    assert "no LR picture of 0" in capsys.readouterr().out
+    assert "no LR image of 0" in capsys.readouterr().out
 
 
 def test_doctor_tells_what_df2k_needs(project: Path, capsys):
@@ -110,7 +110,7 @@ def test_doctor_tells_what_df2k_needs(project: Path, capsys):
     main(["doctor"])
     out = capsys.readouterr().out
     assert "DIV2K_train_HR.zip (3.5 GB, hash published): missing, https://" in out
-    assert "Flickr2K.tar (some 20 GB, hash held in sources.lock from the first download on): missing" in out
+    assert "Flickr2K.tar (about 20 GB, hash recorded in sources.lock at the first download): missing" in out
     assert "DIV2K_valid_HR.zip" in out
 
 

@@ -50,7 +50,7 @@ def test_settings_are_compared_over_their_seeds(store, tmp_path: Path, capsys: p
     assert ["dynamic", "48", "5", "2", "21.5000 ± 0.0000", "0.4000 ± 0.0000"] in rows
     assert ["dynamic", "48", "15", "1", "**30.0000**", "**0.1000**"] in rows
     assert len(rows) == 3
-    assert "1 with other pictures, 1 with settings of another version, 2 with the same settings since" in page
+    assert "1 with other images, 1 with parameters of another version, 2 with a newer run of the same settings" in page
     assert images.read(tmp_path / "variants.png").shape[:2] == (600, 840)
     assert page in capsys.readouterr().out
 

@@ -1,12 +1,13 @@
 """Settings: strict, and a mistake is one line that names its path."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from conftest import ROOT, settings
 
-from upsr.config import ConfigError, Params, load_params, parse
+from upsr.config import ConfigError, Params, Section, load_params, parse
 
 
 def test_the_shipped_settings_are_valid():
@@ -32,8 +33,8 @@ def test_the_shipped_settings_are_valid():
         ({"train_atd": {"patch": 512}}, "at most crop.size 256"),
         ({"data": {"holdout": []}}, "`data.holdout`"),
         ({"seed": -1}, "`seed` = -1"),
-        ({"train": {"select": {"psnr": 0, "lpips": 0}}}, "train.select counts nothing"),
-        ({"train": {"init": "a"}, "atd": {"schedule": "x2_then_x4"}}, "both tell where ×4 starts"),
+        ({"train": {"select": {"psnr": 0, "lpips": 0}}}, "train.select: all weights are 0"),
+        ({"train": {"init": "a"}, "atd": {"schedule": "x2_then_x4"}}, "both set the initial ×4 weights"),
     ],
 )
 def test_a_mistake_names_its_path(changes: dict[str, Any], message: str):
@@ -52,6 +53,28 @@ def test_a_mistake_names_its_path(changes: dict[str, Any], message: str):
     assert message in str(error.value)
     assert str(error.value).startswith("params.yaml: ")
     assert "\n" not in str(error.value)
+
+
+def records(annotation: Any) -> Iterator[type[Section]]:
+    """The records inside a field's type: itself, or the values of a dict or an optional."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from records(argument)
+
+
+def descriptions(record: type[Section], path: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted key, description) of every section and every leaf."""
+    for name, field in record.model_fields.items():
+        yield f"{path}{name}", (field.description or "").strip()
+        for nested in records(field.annotation):
+            yield from descriptions(nested, f"{path}{name}.")
+
+
+def test_every_key_is_described():
+    described = dict(descriptions(Params))
+    assert {"seed", "degradation.first.blur.sigma", "train_atd.x2.lr", "nightly.metrics.better"} <= described.keys()
+    assert [key for key, text in described.items() if not text] == []
 
 
 def test_a_missing_key_is_named():

@@ -130,7 +130,7 @@ def test_a_wrong_setting_is_named(album, tmp_path, changes, message):
 
 def test_the_users_folder_is_never_written_to(album, tmp_path):
     before = contents(album)
-    with pytest.raises(DataError, match=r"data\.folder.*move the pictures"):
+    with pytest.raises(DataError, match=r"data\.folder.*move the images"):
         take(tmp_path, out_dir=album)
     assert contents(album) == before
 
@@ -255,7 +255,7 @@ def test_readers_share_the_store_and_travel(store):
 
 
 def test_a_store_that_cannot_be_read_ends_in_one_line(store, tmp_path):
-    with pytest.raises(DataError, match="no LMDB there: run the `pack` stage"):
+    with pytest.raises(DataError, match="no such LMDB: run the `pack` stage"):
         Reader(tmp_path / "nowhere")
     truncate(store / "data.mdb")
     with pytest.raises(DataError, match="truncated: run the `pack` stage again"):
@@ -263,7 +263,7 @@ def test_a_store_that_cannot_be_read_ends_in_one_line(store, tmp_path):
     (store / "data.mdb").write_bytes(b"junk")
     with pytest.raises(DataError, match="not a readable LMDB"):
         Reader(store)
-    with pytest.raises(DataError, match="no pictures to pack"):
+    with pytest.raises(DataError, match="no images to pack"):
         pack(store, tmp_path / "y.lmdb", "png")
 
 
@@ -373,14 +373,14 @@ def test_a_benchmark_that_is_not_whole_is_refused(benchmark_folder, tmp_path):
     with pytest.raises(DataError, match=r"LRx2: no such folder"):
         open_benchmark(benchmark_folder, 2)
     (benchmark_folder / "LRx4/a.png").unlink()
-    with pytest.raises(DataError, match=r"no LR picture of a"):
+    with pytest.raises(DataError, match=r"no LR image of a"):
         open_benchmark(benchmark_folder, 4)
     (benchmark_folder / "HR/a.png").unlink()
     (benchmark_folder / "HR/b.png").unlink()
-    with pytest.raises(DataError, match=r"no HR picture of b"):
+    with pytest.raises(DataError, match=r"no HR image of b"):
         open_benchmark(benchmark_folder, 4)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="without pictures"):
+    with pytest.raises(DataError, match="without images"):
         open_benchmark(tmp_path / "empty", 4)
 
 

@@ -140,7 +140,7 @@ def test_absent_weights_are_named_and_no_host_is_asked(tmp_path: Path, monkeypat
     metrics = Metrics(names, tmp_path, PROTOCOLS["basicsr"], 4, CPU)
     assert metrics.absent.keys() == set(names) - {"piqe"}
     assert metrics.absent["niqe"] == f"its weights are missing: put pyiqa/niqe_modelparameters.mat into {tmp_path}/hub"
-    assert metrics.absent["topiq_nr"].startswith("its weight files are unknown here: add them to WEIGHTS")
+    assert metrics.absent["topiq_nr"].startswith("its weights files are unknown: add them to WEIGHTS")
     assert metrics(photograph(), photograph()).keys() == {"psnr", "ssim", "piqe"}
     assert (torch.hub.get_dir(), download_util.DEFAULT_CACHE_DIR, dict(os.environ)) == before
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -148,7 +148,7 @@ def test_absent_weights_are_named_and_no_host_is_asked(tmp_path: Path, monkeypat
 
 @needs_pyiqa
 def test_a_misspelt_metric_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="`lpisp` is no metric of pyiqa"):
+    with pytest.raises(ConfigError, match="`lpisp`: not a metric of pyiqa"):
         Metrics(["lpisp"], tmp_path, PROTOCOLS["basicsr"], 4, CPU)
 
 
@@ -209,7 +209,7 @@ def test_one_torn_picture_leaves_the_others(benchmark_folder: Path) -> None:
     rows, failed = evaluate(by_bicubic, open_benchmark(benchmark_folder, 4), plain())
     assert [row["picture"] for row in rows] == ["a", "c"]
     assert [(f["picture"], f["metric"]) for f in failed] == [("b", None)]
-    assert "b.png: truncated picture" in failed[0]["reason"]
+    assert "b.png: truncated image" in failed[0]["reason"]
 
 
 def test_a_reference_of_another_size_is_named(benchmark_folder: Path) -> None:

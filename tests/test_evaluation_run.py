@@ -112,7 +112,7 @@ def test_one_torn_picture_is_counted_and_the_rest_goes_on(model: Path, folder: P
     outcome = evaluate(run_of(model), [open_benchmark(folder, 4)], workers, CPU)
     assert [row["picture"] for row in outcome.rows] == ["a", "c"] * 2
     assert [(row["model"], row["picture"]) for row in outcome.lost] == [("bicubic", "b"), ("upsr", "b")]
-    assert "b.png: truncated picture" in outcome.lost[0]["reason"]
+    assert "b.png: truncated image" in outcome.lost[0]["reason"]
 
 
 KILLED = """
@@ -180,7 +180,7 @@ def test_a_benchmark_that_is_not_there_says_what_to_do(folder: Path, monkeypatch
 
 
 def test_how_lr_came_to_be_is_on_record(folder: Path) -> None:
-    assert open_benchmark(folder, 4).manifest["lr"] == "not told"
+    assert open_benchmark(folder, 4).manifest["lr"] == "not stated"
     (folder / "manifest.json").write_text('{"lr": "photographed from further away"}')
     assert open_benchmark(folder, 4).manifest["lr"] == "photographed from further away"
     named = folder.rename(folder.with_name("Set5"))

@@ -257,7 +257,7 @@ def test_deployments_fire_on_schedule_and_a_cancelled_one_leaves_no_process(
         until(night)
         assert (night().name, night().message) == ("Completed", "Nothing was measured")
         told = json.loads(next(bare.glob("reports/nightly/*.json")).read_text())["told"]
-        for what in ("no registered model can be had", "no model", "nowhere is absent", "no GPU"):
+        for what in ("no registered model is available", "no model", "nowhere is absent", "no GPU"):
             assert any(what in line for line in told)
     finally:
         os.killpg(worker.pid, signal.SIGKILL)

@@ -183,14 +183,14 @@ def test_one_bad_picture_is_named_and_the_others_are_done(model: Path, tmp_path:
     ("arguments", "message"),
     [
         (["upscale", "nowhere.png", "-o", "out", "--model", "MODEL"], "nowhere.png: cannot be read"),
-        (["upscale", "empty", "-o", "out", "--model", "MODEL"], "empty: no images there"),
+        (["upscale", "empty", "-o", "out", "--model", "MODEL"], "empty: no images found"),
         (["upscale", "nowhere.png", "-o", "out", "--model", "nomodel"], "nomodel/weights.safetensors: no such"),
         (["upscale", "nowhere.png", "-o", "out", "--model", "MODEL", "--steps", "9"], "1 to 3"),
         (["upscale", "a.png", "-o", "a.png", "--model", "MODEL"], "the result would replace the image"),
         (["upscale", "full", "-o", "full", "--model", "MODEL"], "full/a.png: the result would replace it"),
-        (["upscale", "a.png", "-o", "out", "--model", "MODEL", "--device", "cuda:77"], "--device cuda:77: cannot"),
+        (["upscale", "a.png", "-o", "out", "--model", "MODEL", "--device", "cuda:77"], "cuda:77: not available"),
         (["upscale", "a.png", "-o", "out", "--model", "MODEL", "--tile", "0"], "--tile: 0 is not above 0"),
-        (["evaluate", "--benchmark", "empty", "--model", "bicubic"], "empty: a benchmark without pictures"),
+        (["evaluate", "--benchmark", "empty", "--model", "bicubic"], "empty: a benchmark without images"),
     ],
 )
 def test_a_mistake_is_one_line(model: Path, tmp_path: Path, monkeypatch, capsys, arguments, message: str):

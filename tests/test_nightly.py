@@ -74,7 +74,7 @@ def record(name: str, digest: str, pictures: str, psnr: float, protocol: str = "
     (nightly.REPORTS / f"{name}.json").write_text(json.dumps(values))
 
 
-def measured(night: nightly.Night, role: str, psnr: float) -> None:
+def measured(night: nightly.NightlyRun, role: str, psnr: float) -> None:
     result = {"mean": {"psnr": psnr}, "failed": [], "absent": {}}
     (night.folder / f"{role}-two.json").write_text(json.dumps(result))
 
@@ -106,7 +106,7 @@ def test_a_night_without_store_benchmark_or_figures_is_told(project: Path, monke
     nightly.judge(night, RULES)
     text = nightly.markdown(night)
     assert "**Nothing was measured**" in text
-    for told in ("no registered model can be had", "no model", "benchmark nowhere is absent"):
+    for told in ("no registered model is available", "no model", "benchmark nowhere is absent"):
         assert told in text
     painter(nightly.LOCAL, 0.5)
     night = nightly.begin(params(**BENCHMARKS))

@@ -105,7 +105,7 @@ def test_the_wrong_file_is_refused_in_one_line(published: Path, capsys: pytest.C
     assert "atd_real.pth: not the weights of UPSR's UNet" in refused(published, capsys, "--unet", atd)
     assert "absent.pth: no such file" in refused(published, capsys, "--unet", str(published / "absent.pth"))
     (published / "text.pth").write_text("no checkpoint")
-    assert "text.pth: not a plain file of weights" in refused(published, capsys, "--atd", str(published / "text.pth"))
+    assert "text.pth: not a plain weights file" in refused(published, capsys, "--atd", str(published / "text.pth"))
 
 
 def changed(name: str, key: str, value: torch.Tensor | None) -> dict[str, torch.Tensor]:
@@ -127,7 +127,7 @@ def changed(name: str, key: str, value: torch.Tensor | None) -> dict[str, torch.
 def test_weights_that_do_not_fit_are_named(published: Path, capsys: Any, name: str, key: str, value: Any):
     torch.save({"params_ema": changed(name, key, value)}, published / f"{name}.pth")
     line = refused(published, capsys, "--unet", str(published / "unet.pth"))
-    assert f"{name}.pth: 1 weights are missing, unknown or of another shape, as `{key}`" in line
+    assert f"{name}.pth: 1 weights are missing, unknown or of the wrong shape, such as `{key}`" in line
 
 
 @pytest.mark.parametrize("key", ["upsample.0.weight", "layers.0.residual_group.layers.0.attn_atd.wq.weight"])
@@ -141,13 +141,13 @@ def test_two_scales_do_not_go_together(published: Path, capsys: pytest.CaptureFi
     atd = ATD(scale=2, dim=24, groups=1, layers=2, heads=2, window=8)
     torch.save({"params_ema": atd.state_dict()}, published / "atd_real.pth")
     line = refused(published, capsys, "--unet", str(published / "unet.pth"))
-    assert "is for scale 4" in line and "give two of one scale" in line
+    assert "is for scale 4" in line and "give two of the same scale" in line
 
 
 def test_a_hostile_file_runs_nothing(published: Path, capsys: pytest.CaptureFixture[str]):
     proof = published / "proof"
     (published / "hostile.pth").write_bytes(pickle.dumps({"params_ema": Hostile(proof)}))
-    assert "hostile.pth: not a plain file of weights" in refused(
+    assert "hostile.pth: not a plain weights file" in refused(
         published, capsys, "--unet", str(published / "hostile.pth")
     )
     assert not proof.exists()

@@ -72,5 +72,5 @@ def test_a_torn_state_is_named(tmp_path: Path):
     save_state(path, {"step": 3, "x": torch.ones(1000)})
     assert load_state(path)["step"] == 3
     path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(CheckpointError, match="whole training state"):
+    with pytest.raises(CheckpointError, match="complete training state"):
         load_state(path)

@@ -117,5 +117,5 @@ def test_a_model_that_is_not_there_is_one_line(
 
 def test_a_server_that_is_down_is_one_line(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
-    with pytest.raises(ValueError, match="does not give it"):
+    with pytest.raises(ValueError, match="not available from MLflow"):
         registry.weights_of(CHAMPION)

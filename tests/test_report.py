@@ -205,7 +205,7 @@ def test_of_many_pictures_the_best_and_the_worst_are_shown(work: Path, tmp_path:
     page = render(tmp_path / "many" / "reports", work / "models", PARAMS)
     ranked = sorted(range(9), key=lambda i: (i * 4) % 9)
     assert re.findall(r"<h3>(p\d)", page) == [f"p{i}" for i in ranked[:3] + ranked[-3:]]
-    assert "UPSR on every picture of holdout (9)" in page
+    assert "UPSR on every image of holdout (9)" in page
 
 
 def test_of_a_large_picture_the_part_with_most_detail_is_shown(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_what_would_not_be_valid_is_not_written(project: Path, capsys):
     Path("scales/odd.yaml").write_text("unet: {dim: 50}")
     for name, message in (
         ("odd", "scales/odd.yaml: unet.dim 50"),
-        ("none", "there are: df2k, odd, starter"),
+        ("none", "available: df2k, odd, starter"),
     ):
         with pytest.raises(SystemExit) as end:
             main(["scale", name])

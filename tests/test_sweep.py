@@ -64,10 +64,10 @@ def test_what_no_run_could_have_is_refused_before_any_work(repository: Path) -> 
     assert plan(CROSS) == NAMES
     with pytest.raises(ValueError, match=r"sweep.cross: dim-17: unet.dim 17 is not a multiple of 16"):
         plan({"unet.dim": [16, 17]})
-    with pytest.raises(ValueError, match=r"`unet.width` is no key of params.yaml"):
+    with pytest.raises(ValueError, match=r"unknown key `unet.width`"):
         plan({"unet.width": [16]})
     (repository / "params.yaml").write_text(json.dumps(crossed(CROSS), indent=1))
-    with pytest.raises(ValueError, match=r"params.yaml differs: commit first"):
+    with pytest.raises(ValueError, match=r"uncommitted changes in params.yaml: commit"):
         sweep.remaining(sweep.load_params())
 
 

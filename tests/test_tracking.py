@@ -73,7 +73,7 @@ def test_everything_arrives(store: Path, tmp_path: Path) -> None:
     with tracking.start("train-unet", "first", params, {"data.hash": "abc"}) as tracker:
         for step in range(1, 2001):
             tracker.metrics({"loss": 1 / step, "Set5/psnr": 30.0}, step)
-        tracker.picture("previews/000001.png", np.full((8, 6, 3), 200, np.uint8))
+        tracker.image("previews/000001.png", np.full((8, 6, 3), 200, np.uint8))
         tracker.artifact(tmp_path / "notes.txt", "texts")
         tracker.grid("Set5/baby", np.full((8, 6, 3), 200, np.uint8))
         tracker.table([{"image": "a", "psnr": 30.5}, {"image": "b", "lpips": 0.2}], "images")
@@ -152,7 +152,7 @@ def test_a_dead_server_does_not_stop_a_training(
     with tracking.start("train-unet", "alone", {"seed": 0}, {}) as tracker:
         for step in range(1000):
             tracker.metrics({"loss": 1.0}, step)
-        tracker.picture("a.png", np.zeros((4, 4, 3), np.uint8))
+        tracker.image("a.png", np.zeros((4, 4, 3), np.uint8))
     assert time.monotonic() - begun < 15
     told, lost = (record.getMessage() for record in caplog.records if record.name == "pipelines.tracking")
     assert "http://127.0.0.1" in told and "kept in memory" in told
@@ -168,7 +168,7 @@ def test_what_was_logged_while_the_server_was_down_arrives(
     with ExitStack() as servers:
         with tracking.start("train-unet", "early", {"seed": 0}, {}) as tracker:
             tracker.metrics({"loss": 1.0}, 1)
-            tracker.picture("a.png", np.zeros((4, 4, 3), np.uint8))
+            tracker.image("a.png", np.zeros((4, 4, 3), np.uint8))
             servers.enter_context(mlflow_server(tmp_path, shutil.copy(tables, tmp_path), port))
         (run,) = runs("train-unet")
         assert run.info.status == "FINISHED" and run.data.metrics == {"loss": 1.0}
@@ -182,7 +182,7 @@ def test_a_machine_without_mlflow_and_another_rank_record_nothing(
     def train() -> str | None:
         with tracking.start("train-atd", "bare", {"seed": 0}, {}) as tracker:
             tracker.metrics({"loss": 1.0}, 1)
-            tracker.picture("a.png", np.zeros((4, 4, 3), np.uint8))
+            tracker.image("a.png", np.zeros((4, 4, 3), np.uint8))
         return tracker.run_id
 
     with monkeypatch.context() as patch:
@@ -190,7 +190,7 @@ def test_a_machine_without_mlflow_and_another_rank_record_nothing(
         assert train() is None and not caplog.records
     monkeypatch.setitem(sys.modules, "mlflow", None)  # as Python marks a module that cannot be imported
     assert train() is None
-    assert [r.getMessage() for r in caplog.records] == ["MLflow is not installed here: the run `bare` is not recorded"]
+    assert [r.getMessage() for r in caplog.records] == ["MLflow is not installed: the run `bare` is not recorded"]
     assert not fresh.exists()
 
 

@@ -156,7 +156,7 @@ def test_the_last_two_states_are_kept_and_a_torn_one_is_passed_over(store: Path,
     assert [p.name for p in states] == ["state-00000003.pt", "state-00000004.pt"]
     states[-1].write_bytes(states[-1].read_bytes()[:1000])
     assert same(run(), expected)
-    assert "state-00000004.pt: not a whole training state: passed over" in capsys.readouterr().out
+    assert "state-00000004.pt: not a complete training state: skipped" in capsys.readouterr().out
 
 
 def test_the_state_of_another_training_is_refused_with_the_key(store: Path, tmp_path: Path):
@@ -429,7 +429,7 @@ def test_a_training_starts_from_a_weights_file_that_fits(tmp_path: Path, capsys)
     initialise(ours, "atd", changed, 4, str(tmp_path))
     assert same(ours, theirs)
     initialise(build_unet(p.unet, 4), "unet", p.unet, 4, str(tmp_path))
-    assert "holds no unet, which trains from scratch" in capsys.readouterr().out
+    assert "holds no unet" in capsys.readouterr().out
     wide = params(atd={"dim": 24}).atd
     with pytest.raises(CheckpointError, match=r"another network \(atd\.dim: 16 -> 24\)"):
         initialise(build_atd(wide, 4), "atd", wide, 4, str(tmp_path))

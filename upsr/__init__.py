@@ -1,4 +1,4 @@
-"""Uncertainty-guided diffusion super-resolution: UPSR (CVPR 2025, arXiv 2503.18512) and what grew from it."""
+"""Uncertainty-guided diffusion super-resolution: UPSR (CVPR 2025, arXiv 2503.18512), extended."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ __all__ = ["Upscaler", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """Imported when first asked for, so that the command line answers without torch."""
+    """Imports on first use, so that `upsr --help` does not import torch."""
     if name == "Upscaler":
         from upsr.inference.upscaler import Upscaler
 

@@ -9,7 +9,7 @@ from upsr.commands import bench, compare, degrade, doctor, evaluate, import_offi
 
 
 class Version(argparse.Action):
-    """Prints the version, which is looked up when it is asked for."""
+    """Prints the version. It is read on use, because reading it takes time at every start."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         import upsr
@@ -19,10 +19,10 @@ class Version(argparse.Action):
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line, every option with its default."""
+    """The parser of the whole command line."""
     top = argparse.ArgumentParser(prog="upsr", description="Uncertainty-guided diffusion super-resolution.")
     top.add_argument("--version", action=Version, nargs=0, help="print the version")
-    top.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    top.add_argument("--debug", action="store_true", help="show the traceback of an error (same as UPSR_DEBUG=1)")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     for command in (upscale, evaluate, compare, degrade, doctor, bench, scale, import_official):
         command.add(commands)
@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs one command. A user's mistake ends in one line and exit code 2."""
+    """Runs one command. A user error prints one line and exits with code 2; Ctrl-C exits with 130."""
     options = parser().parse_args(arguments)
     try:
         options.run(options)

@@ -1,4 +1,4 @@
-"""How the C library holds the memory that networks on the CPU use over and over."""
+"""Memory allocation of the C library, tuned for networks on the CPU."""
 
 import ctypes
 import sys
@@ -7,10 +7,10 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def keep_freed_memory() -> None:
-    """Has this process keep what it frees, for the next layer, at the price of a somewhat higher peak.
+    """Makes this process reuse freed memory instead of returning it to the kernel; peak memory rises a little.
 
-    glibc returns large blocks to the kernel at once, which clears the pages anew for the layer after: half of the time
-    of inference on a CPU. Does nothing where the C library is another one.
+    By default glibc returns large blocks at once, and the kernel clears their pages for the next layer. That takes half
+    of the inference time on a CPU. Does nothing where the C library is not glibc.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

@@ -1,4 +1,4 @@
-"""Files and folders: written whole or not at all, and known by their digest."""
+"""Files and folders: atomic writes, SHA-256, and errors in one line."""
 
 import contextlib
 import hashlib
@@ -13,14 +13,14 @@ log = logging.getLogger(__name__)
 
 
 class DataError(ValueError):
-    """Files that cannot be used as they are, in one line: which, why, and what to do."""
+    """Files that cannot be used, in one line: which, why, and what to do."""
 
 
 @contextlib.contextmanager
 def atomic(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
-    """Yields a temporary name beside `path`; the file takes the name `path` when the block ends without an error.
+    """Yields a temporary path beside `path`; the file is renamed to `path` when the block ends without an error.
 
-    `durable` waits until the contents are on the disk before renaming: without it, a power cut may leave an empty file.
+    `durable` syncs the contents to the disk before renaming: without it, a power cut may leave an empty file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,18 +63,18 @@ def sha256(path: Path) -> str:
 
 
 def by_stem(paths: Sequence[Path]) -> dict[str, Path]:
-    """Files by their name without suffix. Raises `DataError` where two share it."""
+    """Files by their stem, the name without suffix. Raises `DataError` where two share one."""
     table: dict[str, Path] = {}
     for path in paths:
         if path.stem in table:
-            raise DataError(f"{path}: {table[path.stem].name} has the same name but for the suffix: rename one")
+            raise DataError(f"{path}: {table[path.stem].name} has the same name without suffix: rename one")
         table[path.stem] = path
     return table
 
 
 def report_corrupt(messages: Sequence[str], on_corrupt: str) -> None:
-    """Names every unreadable image: in the log where `on_corrupt` is `skip`. Raises `DataError` where it is `fail`."""
+    """Logs a message per unreadable image where `on_corrupt` is `skip`; raises `DataError` where it is `fail`."""
     if messages and on_corrupt == "fail":
-        raise DataError(f"{len(messages)} unreadable: {'; '.join(messages)} (or set data.on_corrupt to skip)")
+        raise DataError(f"{len(messages)} unreadable: {'; '.join(messages)}, or set data.on_corrupt to skip")
     for message in messages:
         log.warning("skipped: %s", message)

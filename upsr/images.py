@@ -1,4 +1,4 @@
-"""Pictures on disk, and the few operations on them that every part needs."""
+"""Images on disk and in memory: read and write, ranges, luma, padding, resizing."""
 
 import zlib
 from collections.abc import Sequence
@@ -14,37 +14,37 @@ from upsr.files import atomic
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 
-DEEP = frozenset({".png", ".tif", ".tiff"})  # formats that hold 16 bit
+DEEP = frozenset({".png", ".tif", ".tiff"})  # formats with 16 bit per channel
 
 
 class ImageError(ValueError):
-    """A picture that cannot be read or written, in one line that names the file."""
+    """An image that cannot be read or written, in one line that names the file."""
 
 
 def find(folder: str | Path) -> list[Path]:
-    """The pictures directly below a folder, by name. Raises `ImageError` where there is no such folder."""
+    """The images directly in a folder, sorted by name. Raises `ImageError` where the folder does not exist."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise ImageError(f"{folder}: no such folder of pictures")
+        raise ImageError(f"{folder}: no such folder of images")
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
 
 
 def decode(data: bytes, name: str | Path) -> np.ndarray:
     """Encoded bytes -> (H, W, C) uint8 or uint16 in RGB order; C is 1 (grey), 3, or 4 (with alpha).
 
-    The orientation that a camera wrote into a JPEG is applied. Raises `ImageError` for anything that is no whole
-    picture: OpenCV fills the missing part of a truncated file with grey and says nothing, so the end mark is checked.
+    A JPEG's EXIF orientation is applied. Raises `ImageError` for an unreadable or truncated image: OpenCV silently
+    fills the missing part of a truncated file with grey, so the end marker is checked.
     """
     jpeg, png = data[:2] == b"\xff\xd8", data[:4] == b"\x89PNG"
     if (jpeg and not _jpeg_ends(data)) or (png and b"IEND" not in data[-65536:]):
-        raise ImageError(f"{name}: truncated picture: replace or remove it")
+        raise ImageError(f"{name}: truncated image: replace or remove it")
     flags = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH if jpeg else cv2.IMREAD_UNCHANGED
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
     except cv2.error:
         image = None
     if image is None or image.dtype not in (np.uint8, np.uint16):
-        raise ImageError(f"{name}: not a readable 8-bit or 16-bit picture: replace or remove it")
+        raise ImageError(f"{name}: not a readable 8-bit or 16-bit image: replace or remove it")
     if image.ndim == 2:
         return image[:, :, None]
     if image.shape[2] == 2:  # grey with alpha
@@ -53,15 +53,15 @@ def decode(data: bytes, name: str | Path) -> np.ndarray:
 
 
 def _jpeg_ends(data: bytes) -> bool:
-    """Is there an end mark after the headers (which may hold a thumbnail with one)? Anything may follow it."""
-    place = 2
-    while data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] != b"\xda":  # up to the picture itself
-        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
-    return b"\xff\xd9" in data[place:]
+    """True if an end marker follows the headers. Headers are skipped: a thumbnail in them has its own end marker."""
+    offset = 2
+    while data[offset : offset + 1] == b"\xff" and data[offset + 1 : offset + 2] != b"\xda":  # up to the scan data
+        offset += 2 + int.from_bytes(data[offset + 2 : offset + 4], "big")
+    return b"\xff\xd9" in data[offset:]
 
 
 def read(path: str | Path) -> np.ndarray:
-    """Reads a picture file as `decode` does. Raises `ImageError`."""
+    """Reads an image file as `decode` does. Raises `ImageError` for a missing or unreadable file."""
     try:
         data = Path(path).read_bytes()
     except OSError as error:
@@ -70,7 +70,7 @@ def read(path: str | Path) -> np.ndarray:
 
 
 def read_rgb(path: str | Path) -> np.ndarray:
-    """Reads a picture as (H, W, 3) uint8 RGB: grey is repeated, alpha dropped, 16 bit rounded to 8."""
+    """Reads an image as (H, W, 3) uint8 RGB: grey is repeated, alpha dropped, 16 bit rounded to 8. Raises as `read`."""
     return as_rgb8(read(path))
 
 
@@ -85,8 +85,10 @@ def _as8(image: np.ndarray) -> np.ndarray:
 
 
 def write(path: str | Path, image: np.ndarray) -> None:
-    """Writes (H, W, C) uint8 or uint16 RGB, whole or not at all. The suffix chooses the format; PNG and TIFF alone
-    keep 16 bit."""
+    """Writes (H, W, C) uint8 or uint16 RGB, atomically. The suffix chooses the format; only PNG and TIFF keep 16 bit.
+
+    Raises `ImageError` for a suffix that OpenCV cannot write.
+    """
     path = Path(path)
     try:
         data = encode(image, path.suffix)
@@ -97,7 +99,7 @@ def write(path: str | Path, image: np.ndarray) -> None:
 
 
 def encode(image: np.ndarray, suffix: str) -> bytes:
-    """(H, W, C) uint8 or uint16 RGB -> a file's bytes, in the suffix's format. Raises `ImageError`."""
+    """(H, W, C) uint8 or uint16 RGB -> encoded bytes in the suffix's format. Raises `ImageError` as `write` does."""
     image = image if suffix.lower() in DEEP else _as8(image)
     code = {3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}.get(image.shape[2])
     try:
@@ -105,27 +107,27 @@ def encode(image: np.ndarray, suffix: str) -> bytes:
     except cv2.error:
         ok = False
     if not ok:
-        raise ImageError(f"cannot be written as {suffix or 'a file without suffix'}: use .png, .jpg or .webp")
+        raise ImageError(f"cannot write {suffix or 'a file without suffix'}: use .png, .jpg or .webp")
     return data.tobytes()
 
 
 def encode_png(rgb: np.ndarray) -> bytes:
-    """(H, W, 3) uint8 RGB -> PNG. OpenCV's own settings: naming a level, even its own, makes it three times slower."""
+    """(H, W, 3) uint8 RGB -> PNG. Sets no compression level: setting even OpenCV's default is three times slower."""
     return cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))[1].tobytes()
 
 
 def number_of(name: str) -> int:
-    """What the randomness of a named image is drawn from (CRC-32): other images beside it change nothing."""
+    """CRC-32 of an image's name, part of its seed: its noise does not depend on the other images of a folder."""
     return zlib.crc32(name.encode())
 
 
 def to_signed(x: Tensor) -> Tensor:
-    """[0, 1] -> [-1, 1]: into the diffusion."""
+    """[0, 1] -> [-1, 1], the range inside `diffusion`."""
     return x * 2 - 1
 
 
 def to_unit(x: Tensor) -> Tensor:
-    """[-1, 1] -> [0, 1]: out of the diffusion."""
+    """[-1, 1] -> [0, 1], the range outside `diffusion`."""
     return (x + 1) / 2
 
 
@@ -136,33 +138,33 @@ def to_tensor(image: np.ndarray) -> Tensor:
 
 
 def to_image(x: Tensor, dtype: type = np.uint8) -> np.ndarray:
-    """(1, C, H, W) or (C, H, W) float in [0, 1] -> (H, W, C), rounded and clipped."""
+    """(1, C, H, W) or (C, H, W) float in [0, 1] -> (H, W, C) of `dtype`, clipped and rounded."""
     peak = np.iinfo(dtype).max
     x = x.detach().reshape(x.shape[-3:]).permute(1, 2, 0).float().clamp(0, 1)
     return (x * peak).round().cpu().numpy().astype(dtype)
 
 
 def round8(x: Tensor) -> Tensor:
-    """Clips to [0, 1] and rounds to the 256 values that a file can hold."""
+    """Clips to [0, 1] and rounds to the 256 values of an 8-bit file."""
     return (x.clamp(0, 1) * 255).round() / 255
 
 
 def luma(x: Tensor) -> Tensor:
-    """(B, 3, H, W) RGB in [0, 1] -> (B, 1, H, W): Y of ITU-R BT.601 with its head-room (16..235), over 255."""
+    """(B, 3, H, W) RGB in [0, 1] -> (B, 1, H, W): Y of ITU-R BT.601 in studio range, 16/255 to 235/255."""
     weights = x.new_tensor([65.481, 128.553, 24.966]).view(1, 3, 1, 1)
     return ((x * weights).sum(1, keepdim=True) + 16) / 255
 
 
 def pad_to(x: Tensor, height: int, width: int) -> Tensor:
-    """Continues (B, C, H, W) at its right and lower edge by reflection, whatever its size.
+    """(B, C, H, W) -> (B, C, height, width), padded by reflection at the right and lower edge.
 
-    Where the missing part is larger than the picture, the reflection is reflected again.
+    The padding may be larger than the image: the reflection is then reflected again.
     """
     return x[:, :, mirrored(x.shape[2], 0, height, x.device)][:, :, :, mirrored(x.shape[3], 0, width, x.device)]
 
 
 def mirrored(size: int, start: int, stop: int, device: torch.device) -> Tensor:
-    """Indices start..stop-1 folded into 0..size-1, over and over: ... 2 1 0 1 2 1 0 1 ..."""
+    """Indices start..stop-1 reflected into 0..size-1; for size 3: ... 2 1 0 1 2 1 0 1 ..."""
     period = max(2 * (size - 1), 1)
     i = torch.arange(start, stop, device=device) % period
     return torch.minimum(i, period - i)
@@ -171,8 +173,8 @@ def mirrored(size: int, start: int, stop: int, device: torch.device) -> Tensor:
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     """MATLAB's `imresize` (bicubic, antialiased) of (B, C, H, W) float to `size` = (height, width).
 
-    torch's antialiased bicubic has MATLAB's kernel but drops what lies beyond the edge, where MATLAB reflects it.
-    So the picture is continued by symmetric reflection first, by a length that maps to whole output pixels.
+    torch's antialiased bicubic has MATLAB's kernel but crops it at the edge, where MATLAB reflects the image. So the
+    image is first padded by symmetric reflection, by a length that maps to whole output pixels.
     """
     for dim, length in ((2, size[0]), (3, size[1])):
         x = _resize_one_side(x, dim, length)

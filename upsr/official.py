@@ -1,8 +1,8 @@
-"""The authors' published checkpoints, `atd_real.pth` and `upsr.pth`, as weights and settings of ours.
+"""Converts the authors' checkpoints, `atd_real.pth` and `upsr.pth`, to this project's weights and settings.
 
-The shapes tell every width, depth, window, number of heads and the scale, so that other sizes are read too; the
-UNet's masks tell `lr_size`. ATD's `category_size` is told by nothing, nor are the chain and the uncertainty: these
-are the paper's values. The authors' weight of LPIPS is not known; 0 stands for it, and upscaling does not read it.
+Widths, depths, windows, heads and the scale follow from the shapes, so other sizes can be read too. `lr_size` follows
+from the UNet's masks. The chain and the uncertainty have the paper's values; ATD's `category_size` is an argument. The
+authors' LPIPS weight is unknown: it is set to 0 and not used in upscaling.
 """
 
 import math
@@ -22,7 +22,7 @@ from upsr.pretrained import CheckpointError
 State = dict[str, Tensor]
 
 DERIVED = ("relative_position_index", "attn_mask")
-"""Buffers of the official UNet that follow from its settings."""
+"""Buffers of the official UNet that are computed from its settings."""
 
 DIFFUSION = Diffusion(steps=5, kappa=2.5, min_noise=0.2, sqrt_eta_end=0.99, power=0.2, predict="x0", sampler_eta=0)
 UNCERTAINTY = Uncertainty(
@@ -31,7 +31,7 @@ UNCERTAINTY = Uncertainty(
     normalise="none",
     psi_max=0.1,
     channels="rgb",
-    # What follows belongs to other variants, and is not read.
+    # The keys below belong to other variants and are not used.
     edges="sobel",
     edge_weights=None,
     cutoff=0.3,
@@ -41,56 +41,57 @@ UNCERTAINTY = Uncertainty(
     learn_mix=False,
     dynamic=Dynamic(source="x0_hat", smoothing=0.5, intervals=(0.05, 0.03, 0.01)),
 )
-LR_SIZE = 64  # where no mask tells it
+LR_SIZE = 64  # where the UNet has no mask
 
 
 def convert(atd: Path, unet: Path | None, category_size: int) -> tuple[dict[str, State], dict[str, Section | int]]:
-    """(parts, settings) for `save_pretrained`: of g alone, or of g and the denoiser's network.
+    """(parts, settings) for `save_pretrained`: of ATD alone, or of ATD and the UNet. Executes no code from the files.
 
-    Nothing in the files is executed. Raises `CheckpointError` for a file that does not fit, and `ValueError` for a
-    `category_size` below 1.
+    Raises `CheckpointError` for a file that does not fit, and `ValueError` for a `category_size` below 1.
     """
     if category_size < 1:
         raise ValueError(f"--category-size {category_size}: give 1 or more (the paper's: 128)")
+    # ATD
     state = load_official(atd)
-    with _telling(atd, "an ATD: give the authors' `atd_real.pth`"):
+    with _shape_errors(atd, "an ATD: give the authors' `atd_real.pth`"):
         cfg, scale = read_atd(state, category_size)
-    parts = {"atd": _fitted(build_atd(cfg, scale), state, atd)}
+    parts = {"atd": _checked(build_atd(cfg, scale), state, atd)}
     if unet is None:
         return parts, {"scale": scale, "atd": cfg}
+    # UNet
     state = load_official(unet)
-    with _telling(unet, "UPSR's UNet: give the authors' `upsr.pth`"):
+    with _shape_errors(unet, "UPSR's UNet: give the authors' `upsr.pth`"):
         unet_cfg, unet_scale = read_unet(state)
     if unet_scale != scale:
-        raise CheckpointError(f"{unet}: is for scale {unet_scale}, {atd} for {scale}: give two of one scale")
+        raise CheckpointError(f"{unet}: is for scale {unet_scale}, {atd} for {scale}: give two of the same scale")
     state = {k: v for k, v in state.items() if not k.endswith(DERIVED)}
-    parts |= {"unet": _fitted(build_unet(unet_cfg, scale), state, unet), "uncertainty": {}}
+    parts |= {"unet": _checked(build_unet(unet_cfg, scale), state, unet), "uncertainty": {}}
     chain = {"diffusion": DIFFUSION, "uncertainty": UNCERTAINTY}
     return parts, {"scale": scale, "atd": cfg, "unet": unet_cfg, **chain}
 
 
 def load_official(path: str | Path) -> State:
-    """Reads a published `.pth` (weights below `params_ema`, `params` or at the top), executing nothing.
+    """Reads a published `.pth` (weights under `params_ema`, `params` or at the top level); executes no code.
 
     Raises `CheckpointError` for a missing file and for anything but plain weights.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file") from None
-    except Exception:  # torch raises a dozen kinds, for hostile and for broken files alike
-        raise CheckpointError(f"{path}: not a plain file of weights: refused") from None
+        raise CheckpointError(f"{path}: no such file: correct the path") from None
+    except Exception:  # torch raises a dozen types, for malicious and for broken files
+        raise CheckpointError(f"{path}: not a plain weights file: give the authors' file") from None
     for key in ("params_ema", "params"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
             break
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise CheckpointError(f"{path}: holds no network's weights")
+        raise CheckpointError(f"{path}: holds no weights of a network: give the authors' file")
     return {k.removeprefix("module."): v for k, v in state.items()}
 
 
 def read_atd(state: State, category_size: int) -> tuple[Atd, int]:
-    """The settings of an official ATD and its scale."""
+    """(settings, scale) of an official ATD. Another network's weights raise `KeyError`, `ValueError` or similar."""
     layer = "layers.0.residual_group.layers.0"
     reduced_dim, dim = state[f"{layer}.attn_atd.wq.weight"].shape
     table = state[f"{layer}.attn_win.relative_position_bias_table"]
@@ -113,14 +114,14 @@ def read_atd(state: State, category_size: int) -> tuple[Atd, int]:
 
 
 def read_unet(state: State) -> tuple[Unet, int]:
-    """The settings of an official UNet and its scale."""
+    """(settings, scale) of an official UNet. Another network's weights raise `KeyError`, `ValueError` or similar."""
     dim = len(state["input_blocks.0.0.weight"])
     widths = [len(bias) for bias in _numbered(state, r"input_blocks\.(\d+)\.0\.in_layers\.2\.bias")]
     levels = len(_numbered(state, r"input_blocks\.(\d+)\.0\.op\.weight")) + 1
     stage = "input_blocks.1.1.blocks"
     table = state[f"{stage}.0.attn.relative_position_bias_table"]
     hidden, swin_dim = state[f"{stage}.0.mlp.fc1.weight"].shape[:2]
-    mask = state.get(f"{stage}.1.attn_mask")  # of each window of an `lr_size` map
+    mask = state.get(f"{stage}.1.attn_mask")  # one entry per window of an `lr_size` map
     cfg = Unet(
         dim=dim,
         channel_mult=tuple(width // dim for width in widths[:: len(widths) // levels]),
@@ -141,31 +142,34 @@ def read_unet(state: State) -> tuple[Unet, int]:
 
 
 def _numbered(state: State, pattern: str) -> list[Tensor]:
-    """The weights whose names fit a pattern with one number, in the order of the number."""
+    """The weights whose names match a pattern with one number, sorted by that number."""
     found = {int(match[1]): weight for name, weight in state.items() if (match := re.fullmatch(pattern, name))}
     return [found[number] for number in sorted(found)]
 
 
 def _window(table: Tensor) -> int:
-    """The window whose offsets have the (2·window−1)² rows of a bias table."""
+    """The window size: a table of relative position biases has (2·window−1)² rows."""
     return (math.isqrt(len(table)) + 1) // 2
 
 
 @contextmanager
-def _telling(path: Path, what: str) -> Iterator[None]:
-    """Shapes that make no sense, or are not there, say that the file is another network's."""
+def _shape_errors(path: Path, what: str) -> Iterator[None]:
+    """Turns errors of missing weights or impossible shapes into a `CheckpointError`: it is another network's file."""
     try:
         yield
     except (KeyError, IndexError, ValueError, TypeError, ArithmeticError):
         raise CheckpointError(f"{path}: not the weights of {what}") from None
 
 
-def _fitted(network: nn.Module, state: State, path: Path) -> State:
-    """The weights as the network holds them. Every name and every shape must agree."""
+def _checked(network: nn.Module, state: State, path: Path) -> State:
+    """The network's state dict with these weights. Every name and shape must agree."""
     own = network.state_dict()
     wrong = sorted({k for k, _ in _shapes(own) ^ _shapes(state)})
     if wrong:
-        raise CheckpointError(f"{path}: {len(wrong)} weights are missing, unknown or of another shape, as `{wrong[0]}`")
+        raise CheckpointError(
+            f"{path}: {len(wrong)} weights are missing, unknown or of the wrong shape, such as `{wrong[0]}`: "
+            "give the authors' file"
+        )
     network.load_state_dict(state)
     return network.state_dict()
 

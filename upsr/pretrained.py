@@ -1,7 +1,7 @@
 """The weights file: networks and the settings to rebuild them, in one safetensors file. Its only reader and writer.
 
-A file holds parts: `atd`, and for UPSR also `unet` and `uncertainty`. Tensors are named PART.KEY. The settings, one
-record for each part and `diffusion`, and the scale, are JSON in the file's metadata.
+A file holds parts: `atd`, and for UPSR also `unet` and `uncertainty`. Tensors are named PART.KEY. The metadata hold, as
+JSON, the scale and one settings record for each part and for `diffusion`.
 """
 
 import json
@@ -20,17 +20,17 @@ from upsr.files import atomic
 
 S = TypeVar("S", bound=Section)
 Parts = Mapping[str, Mapping[str, Tensor]]
-"""State dicts by the name of their part."""
+"""Part name -> state dict."""
 
 BUNDLED = Path(__file__).parent / "bundled"
-"""The bundled weights: a folder each, with a card."""
+"""The bundled weights: one folder each, with a model card."""
 STARTER = "atd-48"
-"""Which of them `starter` stands for."""
+"""The bundled weights that `starter` means."""
 FILE = "weights.safetensors"
 
 
 class CheckpointError(ValueError):
-    """A weights file or a training state that cannot be used, in one line that names it."""
+    """A weights file or training state that cannot be used, in one line that names the file."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,14 @@ class Pretrained:
     path: Path
     parts: Parts
     settings: Mapping[str, Any]
-    """As plain values; `section` makes a record of one of them."""
+    """Plain values by section; `section` returns one as a record."""
 
     @property
     def scale(self) -> int:
         return self.settings["scale"]
 
     def section(self, name: str, record: type[S]) -> S:
-        """The settings of one name. Raises `CheckpointError` where there are none, or they do not fit the record."""
+        """One section of the settings. Raises `CheckpointError` where it is missing or does not fit the record."""
         try:
             return record.model_validate(self.settings[name])
         except (KeyError, ValidationError, ConfigError):
@@ -57,9 +57,9 @@ class Pretrained:
 
 
 def save_pretrained(path: str | Path, parts: Parts, settings: Mapping[str, Any]) -> None:
-    """Writes networks and the settings to rebuild them, atomically.
+    """Writes state dicts and the settings to rebuild their networks, atomically.
 
-    `settings` holds `scale` and, for each part and for `diffusion`, its record or the record's plain values.
+    `settings`: `scale`, and for each part and `diffusion` a record or its plain values.
     """
     plain = {name: s.model_dump(mode="json") if isinstance(s, Section) else s for name, s in settings.items()}
     tensors = {
@@ -72,10 +72,12 @@ def save_pretrained(path: str | Path, parts: Parts, settings: Mapping[str, Any])
 
 
 def load_pretrained(path: str | Path) -> Pretrained:
-    """Reads a weights file, executing nothing. Raises `CheckpointError` for a missing or foreign file."""
+    """Reads a weights file; executes no code. Raises `CheckpointError` for a missing file or another format."""
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such weights file: bundled are starter, {', '.join(bundled())}")
+        raise CheckpointError(
+            f"{path}: no such weights file: correct the path, or use bundled weights: starter, {', '.join(bundled())}"
+        )
     parts: dict[str, dict[str, Tensor]] = {}
     try:
         with safe_open(path, framework="pt") as file:
@@ -84,7 +86,7 @@ def load_pretrained(path: str | Path) -> Pretrained:
                 part, _, key = name.partition(".")
                 parts.setdefault(part, {})[key] = file.get_tensor(name)
     except (SafetensorError, KeyError, json.JSONDecodeError):
-        raise CheckpointError(f"{path}: not a weights file of this project") from None
+        raise CheckpointError(f"{path}: not a weights file of this project: use one that it wrote") from None
     return Pretrained(path, parts, settings)
 
 
@@ -94,7 +96,7 @@ def bundled() -> list[str]:
 
 
 def weights_file(model: str | Path) -> Path:
-    """The weights file of a model: bundled weights by name (`starter` for the default), a file, or a file's folder."""
+    """The weights file of a model: bundled weights by name (`starter`: the default), a file, or its folder."""
     name = STARTER if model == "starter" else str(model)
     path = BUNDLED / name if name in bundled() else Path(model)
     return path / FILE if path.is_dir() or not path.suffix else path

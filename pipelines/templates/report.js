@@ -1,4 +1,4 @@
-// The page is whole without this: it adds sorting, the slider, and one magnifying glass over all results at once.
+// Adds sorting, the slider, and a magnifier shared by all results. The page is complete without it.
 
 for (const button of document.querySelectorAll("thead button")) {
   button.addEventListener("click", () => {
@@ -6,7 +6,7 @@ for (const button of document.querySelectorAll("thead button")) {
     const descending = head.ariaSort !== "descending";
     const body = head.closest("table").tBodies[0];
     const text = (row) => row.cells[head.cellIndex].textContent;
-    // A cell without value stays at the end either way.
+    // Empty cells stay last in both directions.
     const key = (row) => Number(row.cells[head.cellIndex].dataset.value ?? (descending ? -Infinity : Infinity));
     const order = head.cellIndex ? (a, b) => key(a) - key(b) : (a, b) => -text(a).localeCompare(text(b), undefined, { numeric: true });
     for (const other of head.parentNode.cells) other.ariaSort = null;
@@ -15,20 +15,20 @@ for (const button of document.querySelectorAll("thead button")) {
   });
 }
 
-for (const picture of document.querySelectorAll(".picture")) {
-  const layers = new Map([...picture.querySelectorAll(".strip img")].map((img) => [img.dataset.layer, img]));
+for (const article of document.querySelectorAll(".picture")) {
+  const layers = new Map([...article.querySelectorAll(".strip img")].map((img) => [img.dataset.layer, img]));
   const names = [...layers.keys()];
-  if (names.length > 1) compare(picture, layers, names);
-  magnify(picture.querySelector(".strip"));
+  if (names.length > 1) compare(article, layers, names);
+  magnify(article.querySelector(".strip"));
 }
 
-function compare(picture, layers, names) {
-  const box = picture.querySelector(".compare");
+function compare(article, layers, names) {
+  const box = article.querySelector(".compare");
   const range = box.querySelector("input");
-  const wanted = { before: "bicubic", after: "upsr" };
+  const preferred = { before: "bicubic", after: "upsr" };
   const fallback = { before: names[0], after: names.at(-1) };
   for (const side of ["before", "after"]) {
-    const select = picture.querySelector(`select.${side}`);
+    const select = article.querySelector(`select.${side}`);
     const [image, tag] = [box.querySelector(`.${side} img`), box.querySelector(side === "before" ? ".left" : ".right")];
     for (const name of names) select.add(new Option(layers.get(name).alt, name));
     const show = () => {
@@ -36,16 +36,15 @@ function compare(picture, layers, names) {
       image.classList.toggle("pixels", select.value === "lr");
       tag.textContent = layers.get(select.value).alt;
     };
-    select.value = layers.has(wanted[side]) ? wanted[side] : fallback[side];
+    select.value = layers.has(preferred[side]) ? preferred[side] : fallback[side];
     select.addEventListener("change", show);
     show();
   }
   slide(box, range);
-  for (const hidden of picture.querySelectorAll("[hidden]")) hidden.hidden = false;
+  for (const hidden of article.querySelectorAll("[hidden]")) hidden.hidden = false;
 }
 
-// The line follows a pointer that takes hold of it, or of anything while the whole picture is in view; once zoomed,
-// a pointer that takes hold elsewhere moves the pictures.
+// Dragging moves the dividing line. When zoomed in, only a drag that starts near the line moves it; others pan.
 function slide(box, range) {
   const view = { zoom: 1, x: 50, y: 50 };
   const draw = () => {
@@ -67,7 +66,7 @@ function slide(box, range) {
   };
   const line = () => box.getBoundingClientRect().left + (range.value / 100) * box.clientWidth;
   let drag = null;
-  range.addEventListener("input", draw); // the keyboard; a pointer takes hold anywhere
+  range.addEventListener("input", draw); // the keyboard; the pointer is handled below
   box.addEventListener("pointerdown", (event) => {
     if (event.target.closest(".zoomer")) return;
     box.setPointerCapture(event.pointerId);
@@ -84,14 +83,14 @@ function slide(box, range) {
 }
 
 function magnify(strip) {
-  const rest = strip.style.cssText;
+  const initial = strip.style.cssText;
   strip.addEventListener("pointermove", (event) => {
     const box = event.target.closest(".open")?.getBoundingClientRect();
     if (!box) return;
     strip.style.setProperty("--x", `${((event.clientX - box.left) / box.width) * 100}%`);
     strip.style.setProperty("--y", `${((event.clientY - box.top) / box.height) * 100}%`);
   });
-  strip.addEventListener("pointerleave", () => (strip.style.cssText = rest));
+  strip.addEventListener("pointerleave", () => (strip.style.cssText = initial));
 }
 
 for (const hint of document.querySelectorAll(".enhanced")) hint.hidden = false;

@@ -1,4 +1,4 @@
-"""The archives of DF2K: where they are, what is known of them, and how they become folders of pictures."""
+"""The archives of DF2K: addresses, sizes, hashes, and unpacking them into folders of images."""
 
 import json
 from collections.abc import Collection
@@ -13,20 +13,22 @@ from upsr.files import DataError, atomic, sha256
 
 @dataclass(frozen=True)
 class Archive:
-    """An archive of pictures. `remote.sha256` is None where its makers publish none: see `prepare`."""
+    """An archive of images. `remote.sha256` is None where no hash is published: see `prepare`."""
 
     remote: Remote
     wanted: str
+    """Pattern of the member paths to unpack."""
     pictures: int
+    """How many images match the pattern."""
     unpacked: int
-    """Bytes, rounded up: what room is made for, and more than which is refused."""
+    """Unpacked size in bytes, rounded up: the disk space required, and the limit while unpacking."""
     origin: str
     licence: str
 
 
 RESEARCH = "for academic research; copyright stays with the photographers"
 
-# Size and SHA-256 of DIV2K are those that TensorFlow Datasets records (url_checksums/div2k.txt).
+# Sizes and hashes of DIV2K are from TensorFlow Datasets (url_checksums/div2k.txt).
 DIV2K_TRAIN = Archive(
     Remote(
         "DIV2K_train_HR.zip",
@@ -53,7 +55,7 @@ DIV2K_VALID = Archive(
     "DIV2K, Agustsson and Timofte, NTIRE 2017",
     RESEARCH,
 )
-# The archive also holds LR pictures, which are not unpacked: some 20 GB in all.
+# About 20 GB. The archive also holds LR images, which are not unpacked.
 FLICKR2K = Archive(
     Remote(
         "Flickr2K.tar",
@@ -69,57 +71,60 @@ FLICKR2K = Archive(
 )
 DF2K = (DIV2K_TRAIN, FLICKR2K)
 VALIDATION = frozenset(f"{number:04d}" for number in range(801, 901))
-"""The names of DIV2K's validation pictures, which are never trained on."""
+"""Stems of DIV2K's validation images, which are never trained on."""
 NAMES = frozenset(f"{n:04d}" for n in range(1, 901)) | frozenset(f"{n:06d}" for n in range(1, 2651))
-"""Of all pictures of the three archives."""
+"""Stems of all images in the three archives."""
 
 
 def wanted(holdout: Collection[str]) -> list[Archive]:
-    """The archives of DF2K, and DIV2K's validation pictures where some of them are held out.
+    """The archives of DF2K, with DIV2K's validation set if `holdout` names images of it.
 
-    Raises `DataError` for a name that none of them holds: hours of download later it would be the same.
+    Raises `DataError` for a name that is in no archive, before hours of downloading.
     """
     if unknown := sorted(set(holdout) - NAMES):
         raise DataError(
-            f"data.holdout: DF2K has no {', '.join(unknown)}: name pictures of DIV2K's validation, '0801' to '0900'"
+            f"data.holdout: DF2K has no {', '.join(unknown)}: name images of DIV2K's validation set, '0801' to '0900'"
         )
     return [*DF2K, *([DIV2K_VALID] if VALIDATION & set(holdout) else [])]
 
 
-UNKNOWN_SIZE = 21_000_000_000  # bytes of room for an archive whose size nobody published
+UNKNOWN_SIZE = 21_000_000_000  # bytes reserved for an archive of unpublished size
 
 
 def prepare(archives: Collection[Archive], folder: Path, lock: Path) -> list[Path]:
-    """Downloads and unpacks archives below `folder`, each once; returns the folders of pictures.
+    """Downloads and unpacks archives below `folder`, each once; returns the folders of images.
 
-    An archive without a published hash is trusted when it first comes and unpacks as it should; its hash goes to
-    `lock` (JSON, name -> SHA-256) and is demanded from then on, so `lock` belongs into version control.
+    An archive without a published hash is trusted on first use, if it unpacks correctly. Its hash is written to `lock`
+    (JSON, name -> SHA-256) and required from then on, so commit `lock` to version control.
+    Raises `DataError` where an archive cannot be downloaded or unpacked, or `lock` is unreadable.
     """
-    held = _held(lock)
+    pinned = _read_lock(lock)
     folders = [folder / Path(archive.remote.name).stem for archive in archives]
-    known = [replace(a, remote=replace(a.remote, sha256=a.remote.sha256 or held.get(a.remote.name))) for a in archives]
-    missing = [(a, out) for a, out in zip(known, folders, strict=True) if len(_pictures(out)) != a.pictures]
+    known = [
+        replace(a, remote=replace(a.remote, sha256=a.remote.sha256 or pinned.get(a.remote.name))) for a in archives
+    ]
+    missing = [(a, out) for a, out in zip(known, folders, strict=True) if len(_images(out)) != a.pictures]
     unknown = [a for a, _ in missing if not a.remote.size and not (folder / a.remote.name).is_file()]
-    room = sum(a.unpacked for a, _ in missing) + UNKNOWN_SIZE * len(unknown)
-    download([a.remote for a, _ in missing], folder, spare=room)
+    space = sum(a.unpacked for a, _ in missing) + UNKNOWN_SIZE * len(unknown)
+    download([a.remote for a, _ in missing], folder, spare=space)
     for archive, out in missing:
         path = folder / archive.remote.name
-        extract(path, out, wanted=archive.wanted, pictures=archive.pictures, most=archive.unpacked)
+        extract(path, out, wanted=archive.wanted, count=archive.pictures, limit=archive.unpacked)
         if archive.remote.sha256 is None:
-            held[path.name] = sha256(path)
-            print(f"{path.name}: no hash is published; trusted at first use: {held[path.name]}. Commit {lock}")
+            pinned[path.name] = sha256(path)
+            print(f"{path.name}: no hash is published; trusted on first use: {pinned[path.name]}: commit {lock}")
             with atomic(lock) as temporary:
-                temporary.write_text(json.dumps(held, indent=2, sort_keys=True) + "\n")
+                temporary.write_text(json.dumps(pinned, indent=2, sort_keys=True) + "\n")
     return folders
 
 
-def _pictures(folder: Path) -> list[Path]:
+def _images(folder: Path) -> list[Path]:
     return images.find(folder) if folder.is_dir() else []
 
 
-def _held(lock: Path) -> dict[str, str]:
-    """The hashes of earlier downloads."""
+def _read_lock(lock: Path) -> dict[str, str]:
+    """Hashes of earlier downloads by file name."""
     try:
         return dict(json.loads(lock.read_text())) if lock.is_file() else {}
     except ValueError as error:
-        raise DataError(f"{lock}: not readable ({error}): restore it from version control") from None
+        raise DataError(f"{lock}: invalid JSON ({error}): restore it from version control") from None

@@ -1,4 +1,4 @@
-"""Takes the photographs of a source into the project: training pictures, held-out pictures, and a manifest."""
+"""Copies the photographs of a source into the project: training images, held-out images, and a manifest."""
 
 import hashlib
 import json
@@ -30,25 +30,28 @@ def fetch(
     on_corrupt: str,
     downloads: Path = sources.ARCHIVES,
 ) -> dict[str, Any]:
-    """Fills `out_dir` with the source's files, byte by byte, and `holdout_dir` with the held-out ones, cut, as PNG.
+    """Copies the source's files to `out_dir`, unchanged, and the held-out ones to `holdout_dir`, shrunk, as PNG.
 
-    Returns what it writes to `out_dir/manifest.json`: the pictures taken, a message for each corrupt one, and the names
-    that are no pictures'. What is there already and the same is left alone; pictures of an earlier source are removed.
-    Raises `DataError`.
+    Returns the contents of `out_dir/manifest.json`: an entry per image, a message per corrupt file, and the names of
+    the files that are not images. Identical files are not rewritten. Images of an earlier source are removed.
+    Raises `DataError` for a source without images, a wrong `holdout`, and corrupt files where `on_corrupt` is `fail`,
+    and `ImageError` where the source folder does not exist.
     """
     photos = sources.find(source, folder, holdout, downloads)
     _check(photos, holdout, out_dir, holdout_dir)
-    take = partial(_take, out_dir=out_dir, holdout=holdout, holdout_dir=holdout_dir, max_side=max_side, scale=scale)
+    store = partial(_store, out_dir=out_dir, holdout=holdout, holdout_dir=holdout_dir, max_side=max_side, scale=scale)
     with ThreadPoolExecutor() as pool:
-        results = list(tqdm(pool.map(take, photos), total=len(photos), desc="download", disable=None))
-    pictures = [r for r in results if isinstance(r, dict)]
+        results = list(tqdm(pool.map(store, photos), total=len(photos), desc="download", disable=None))
+    # manifest
+    entries = [r for r in results if isinstance(r, dict)]
     corrupt = [r for r in results if isinstance(r, str)]
-    manifest = {"source": source, "pictures": pictures, "corrupt": corrupt, "ignored": sources.ignored(source, folder)}
+    manifest = {"source": source, "pictures": entries, "corrupt": corrupt, "ignored": sources.ignored(source, folder)}
     with atomic(out_dir / "manifest.json") as temporary:
         temporary.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     report_corrupt(corrupt, on_corrupt)
-    _prune(out_dir, [p["file"] for p in pictures if p["split"] == "train"])
-    _prune(holdout_dir, [p["file"] for p in pictures if p["split"] == "holdout"])
+    # images of an earlier source
+    _prune(out_dir, [e["file"] for e in entries if e["split"] == "train"])
+    _prune(holdout_dir, [e["file"] for e in entries if e["split"] == "holdout"])
     return manifest
 
 
@@ -57,18 +60,18 @@ def _check(photos: Sequence[Photo], holdout: Collection[str], out_dir: Path, hol
     unknown = sorted(set(holdout) - names)
     if unknown:
         raise DataError(
-            f"data.holdout: no picture is named {', '.join(unknown)}: choose among {', '.join(sorted(names)[:12])}"
+            f"data.holdout: no image is named {', '.join(unknown)}: choose among {', '.join(sorted(names)[:12])}"
         )
     if names == set(holdout):
-        raise DataError("data.holdout: holds every picture out and leaves none to train on: shorten it")
+        raise DataError("data.holdout: names every image and leaves none to train on: shorten it")
     if {out_dir.resolve(), holdout_dir.resolve()} & {photo.path.parent.resolve() for photo in photos}:
-        raise DataError(f"data.folder: {photos[0].path.parent} is where the stage writes: move the pictures elsewhere")
+        raise DataError(f"data.folder: {photos[0].path.parent} is an output of this stage: move the images elsewhere")
 
 
-def _take(
+def _store(
     photo: Photo, *, out_dir: Path, holdout: Collection[str], holdout_dir: Path, max_side: int, scale: int
 ) -> dict[str, Any] | str:
-    """Puts one photograph in its place; returns its line of the manifest, or why it cannot be used."""
+    """Writes one photograph; returns its manifest entry, or the reason why it cannot be used."""
     try:
         data, rgb = _read(photo)
         target = out_dir / f"{photo.name}{photo.path.suffix}"
@@ -77,7 +80,7 @@ def _take(
             data, target = images.encode_png(rgb), holdout_dir / f"{photo.name}.png"
     except images.ImageError as error:
         return str(error)
-    _put(target, data, photo.path if photo.ours and target.parent == out_dir else None)
+    _write(target, data, photo.path if photo.linkable and target.parent == out_dir else None)
     return {
         "file": target.name,
         "size": len(data),
@@ -96,42 +99,42 @@ def _read(photo: Photo) -> tuple[bytes, np.ndarray]:
     except OSError as error:
         raise images.ImageError(f"{photo.path}: cannot be read: {error.strerror}") from None
     if photo.sha256 and hashlib.sha256(data).hexdigest() != photo.sha256:
-        raise images.ImageError(f"{photo.path}: is not the file it should be: reinstall the package it belongs to")
+        raise images.ImageError(f"{photo.path}: wrong SHA-256: reinstall the package it belongs to")
     return data, images.as_rgb8(images.decode(data, photo.path))
 
 
 def _shrink(rgb: np.ndarray, max_side: int, scale: int, photo: Photo) -> np.ndarray:
-    """(H, W, 3) shrunk to at most `max_side` a side, sides a multiple of `scale`: the whole picture stays in view."""
+    """(H, W, 3) shrunk as a whole to at most `max_side` per side; sides become multiples of `scale`."""
     factor = min(1, max_side / max(rgb.shape[:2]))
     height, width = (int(side * factor) // scale * scale for side in rgb.shape[:2])
     if not height or not width:
-        raise DataError(f"data.holdout: {photo.path} is narrower than {scale} pixels: choose another picture")
+        raise DataError(f"data.holdout: {photo.path} is narrower than {scale} pixels: choose another image")
     if factor == 1:
         return rgb[:height, :width]
     return cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA)
 
 
-def _put(path: Path, data: bytes, same: Path | None) -> None:
-    """Writes a file, or links it to `same`, which has the bytes already: DF2K would take its room twice."""
+def _write(path: Path, data: bytes, original: Path | None) -> None:
+    """Writes `data`, or hard-links `original`, which holds the same bytes: DF2K would take its disk space twice."""
     if path.is_file() and path.read_bytes() == data:
         return
     with atomic(path) as temporary:
-        if not (same and _link(temporary, same)):
+        if not (original and _link(temporary, original)):
             temporary.write_bytes(data)
 
 
-def _link(path: Path, same: Path) -> bool:
-    """Makes `path` another name of `same`; False where the disk cannot."""
+def _link(path: Path, original: Path) -> bool:
+    """Replaces `path` by a hard link to `original`; False where the file system has none."""
     path.unlink()
     try:
-        path.hardlink_to(same)
+        path.hardlink_to(original)
     except OSError:
         return False
     return True
 
 
 def _prune(folder: Path, keep: Collection[str]) -> None:
-    """Removes the pictures that an earlier source left."""
+    """Removes the images of an earlier source."""
     for path in images.find(folder) if folder.is_dir() else []:
         if path.name not in keep:
             path.unlink()

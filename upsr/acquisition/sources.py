@@ -1,4 +1,4 @@
-"""Where photographs come from: files inside installed packages, DF2K's archives, or the user's own folder."""
+"""Sources of photographs: files inside installed packages, DF2K's archives, or the user's own folder."""
 
 import importlib.util
 from collections.abc import Collection
@@ -12,20 +12,20 @@ from upsr.files import DataError, by_stem
 
 @dataclass(frozen=True)
 class Photo:
-    """One photograph to take, and the name it gets. `sha256` is None for a file that nobody pinned."""
+    """One photograph of a source. `sha256` is None where no hash is known."""
 
     name: str
     path: Path
     origin: str
     licence: str
     sha256: str | None
-    ours: bool = False
-    """The file is a copy of our own, which may be linked instead of copied again."""
+    linkable: bool = False
+    """The file is the project's own copy, so a hard link to it is safe."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A photograph inside a package; `file` is relative to the package's folder."""
+    """A photograph inside an installed package; `file` is relative to the package's folder."""
 
     name: str
     package: str
@@ -35,10 +35,10 @@ class Sample:
     licence: str
 
 
-# The pip name and the import name of each package that carries samples.
+# Import name -> pip name of each package that contains samples.
 DISTRIBUTIONS = {"skimage": "scikit-image", "sklearn": "scikit-learn", "matplotlib": "matplotlib"}
 
-# Origins and licences as the packages state them, in their docstrings and README files.
+# Origins and licences are quoted from the packages' docstrings and README files.
 SAMPLES = (
     Sample(
         "astronaut",
@@ -140,15 +140,16 @@ SAMPLES = (
 
 
 ARCHIVES = Path("data/archives")
-"""Where DF2K's archives are downloaded to and unpacked."""
+"""Folder for DF2K's archives and their unpacked images."""
 LOCK = Path("sources.lock")
-"""The digests of archives that publish none."""
+"""File with the hashes of archives that have no published one."""
 
 
 def find(source: str, folder: str | Path | None, holdout: Collection[str], downloads: Path = ARCHIVES) -> list[Photo]:
-    """The photographs of `sample`, of `df2k`, whose archives are downloaded into `downloads`, or those in `folder`.
+    """The photographs of a source: `sample`, `df2k` (downloads its archives into `downloads`), or else `folder`.
 
-    Raises `DataError` where there are none, or an archive cannot be had.
+    Raises `DataError` where there are none, a sample's package is not installed, or an archive cannot be downloaded,
+    and `ImageError` where `folder` does not exist.
     """
     if source == "sample":
         return [Photo(s.name, _locate(s), s.origin, s.licence, s.sha256) for s in SAMPLES]
@@ -156,33 +157,33 @@ def find(source: str, folder: str | Path | None, holdout: Collection[str], downl
         return _df2k(holdout, downloads)
     table = by_stem(images.find(str(folder)))
     if not table:
-        raise DataError(f"{folder}: no pictures there: correct data.folder")
+        raise DataError(f"{folder}: no images in this folder: correct data.folder")
     return [Photo(name, path, str(folder), "the user's own", None) for name, path in table.items()]
 
 
 def ignored(source: str, folder: str | Path | None) -> list[str]:
-    """What lies in the user's folder and has no picture's name: files, and folders, which are not entered."""
+    """Names of the user's files and folders that are not images. Folders are not searched."""
     if source != "folder":
         return []
-    pictures = set(images.find(str(folder)))
-    return sorted(path.name for path in Path(str(folder)).iterdir() if path not in pictures)
+    used = set(images.find(str(folder)))
+    return sorted(path.name for path in Path(str(folder)).iterdir() if path not in used)
 
 
 def _df2k(holdout: Collection[str], downloads: Path) -> list[Photo]:
-    """DIV2K's training pictures and Flickr2K's; of DIV2K's validation pictures those that are held out."""
-    held = archives.VALIDATION & set(holdout)
+    """The training images of DIV2K and Flickr2K, and the held-out ones of DIV2K's validation set."""
+    held_out = archives.VALIDATION & set(holdout)
     wanted = archives.wanted(holdout)
     folders = archives.prepare(wanted, downloads, LOCK)
     photos = [
-        Photo(path.stem, path, archive.origin, archive.licence, None, ours=True)
+        Photo(path.stem, path, archive.origin, archive.licence, None, linkable=True)
         for archive, folder in zip(wanted, folders, strict=True)
         for path in images.find(folder)
     ]
-    return [photo for photo in photos if photo.name in held or photo.name not in archives.VALIDATION]
+    return [photo for photo in photos if photo.name in held_out or photo.name not in archives.VALIDATION]
 
 
 def _locate(sample: Sample) -> Path:
     spec = importlib.util.find_spec(sample.package)
     if spec is None or not spec.submodule_search_locations:
-        raise DataError(f"data.source `sample` needs {sample.file}: pip install {DISTRIBUTIONS[sample.package]}")
+        raise DataError(f"data.source: `sample` needs {sample.file}: pip install {DISTRIBUTIONS[sample.package]}")
     return Path(spec.submodule_search_locations[0], sample.file)

@@ -1,4 +1,4 @@
-"""Brings large files from web servers: goes on where a connection broke, tries mirrors, checks before it renames."""
+"""Downloads large files: resumes where a connection broke, tries mirrors, checks a file before renaming it."""
 
 import shutil
 import time
@@ -15,16 +15,16 @@ from urllib3 import Retry
 from upsr.files import DataError, sha256
 
 PARALLEL = 4
-ATTEMPTS = 4  # in a row, at one mirror, that bring nothing new
+ATTEMPTS = 4  # consecutive attempts at one mirror without a new byte
 PAUSE = 1.0  # seconds before the second of them, doubled each time
-TIMEOUT = (20, 60)  # seconds to connect, and to wait for the next bytes
+TIMEOUT = (20, 60)  # seconds to connect, and between two reads
 BUSY = (429, 500, 502, 503, 504)
-CHUNK = 1 << 16  # bytes; what is lost where a connection breaks
+CHUNK = 1 << 16  # bytes; lost at most where a connection breaks
 
 
 @dataclass(frozen=True)
 class Remote:
-    """A file on the web. Without `size` and `sha256` whatever a server calls whole is taken."""
+    """A file on the web. With neither `size` nor `sha256`, any complete answer is accepted."""
 
     name: str
     urls: tuple[str, ...]
@@ -34,17 +34,17 @@ class Remote:
 
 
 class _Broken(Exception):
-    """An answer that ended early, or is not what was asked for: worth another attempt."""
+    """An answer that is incomplete or wrong: worth another attempt."""
 
 
 def download(files: Sequence[Remote], folder: Path, spare: int = 0) -> None:
-    """Brings each file into `folder`, several at once; what is there and right stays, what is half there goes on.
+    """Downloads files into `folder`, several at a time. Complete files are kept, partial ones are resumed.
 
-    `spare` bytes must be left on the disk afterwards. Raises `DataError` in one line where a file cannot be had: what
-    was there under its name stays, and what arrived is kept for the next run.
+    `spare`: bytes of disk space that must remain afterwards. Raises `DataError` where the space is too small or a file
+    cannot be downloaded; an older file of that name stays, and the part that arrived is kept for the next run.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    files = [file for file in files if not _is_right(folder / file.name, file)]
+    files = [file for file in files if not _is_complete(folder / file.name, file)]
     parts = [_size(_part(folder / file.name)) for file in files]
     _check_space(folder, sum(max((f.size or 0) - p, 0) for f, p in zip(files, parts, strict=True)) + spare)
     total = sum(f.size for f in files if f.size) if all(f.size for f in files) else None
@@ -52,55 +52,56 @@ def download(files: Sequence[Remote], folder: Path, spare: int = 0) -> None:
         tqdm(total=total, initial=sum(parts), desc="fetch", unit="B", unit_scale=True, disable=None) as bar,
         ThreadPoolExecutor(PARALLEL) as pool,
     ):
-        list(pool.map(lambda file: _bring(file, folder / file.name, bar), files))
+        list(pool.map(lambda file: _download(file, folder / file.name, bar), files))
 
 
-def _bring(remote: Remote, target: Path, bar: tqdm) -> None:
-    """One file from the first mirror that has it whole."""
+def _download(remote: Remote, target: Path, bar: tqdm) -> None:
+    """Downloads one file from the first mirror that delivers it."""
     faults = []
     for url in remote.urls:
         try:
-            _from(url, remote, target, bar)
+            _download_from(url, remote, target, bar)
             return
         except (_Broken, requests.RequestException) as error:
             faults.append(f"{url}: {_reason(error)}")
     raise DataError(
-        f"{remote.name}: cannot be had ({'; '.join(faults)}): run it again to go on from what arrived, "
-        f"or put the file at {target} by hand"
+        f"{remote.name}: download failed ({'; '.join(faults)}): run again to resume, or copy the file to {target}"
     )
 
 
-def _from(url: str, remote: Remote, target: Path, bar: tqdm) -> None:
-    """One file from one mirror: attempt after attempt, as long as they bring something new."""
-    part, idle, most, restarts = _part(target), 0, _size(_part(target)), 0
+def _download_from(url: str, remote: Remote, target: Path, bar: tqdm) -> None:
+    """Downloads one file from one mirror, with attempts for as long as they bring new bytes."""
+    part, idle, longest, restarts = _part(target), 0, _size(_part(target)), 0
     while True:
         continued = _size(part) > 0
         try:
             _stream(url, part, remote, bar)
             _check(part, remote)
             part.replace(target)
-            _stamp(part).unlink(missing_ok=True)
+            _version_file(part).unlink(missing_ok=True)
             return
         except (_Broken, requests.RequestException) as error:
-            dropped = not part.exists() and not _refused(error)  # what was there was not the file's beginning
+            dropped = not part.exists() and not _is_final(error)  # the part was not the start of this file
             restarts += dropped
-            idle = 0 if _size(part) > most else idle + 1
-            most = 0 if dropped else max(most, _size(part))
-            if idle >= ATTEMPTS or restarts > continued or _refused(error):
+            idle = 0 if _size(part) > longest else idle + 1
+            longest = 0 if dropped else max(longest, _size(part))
+            if idle >= ATTEMPTS or restarts > continued or _is_final(error):
                 raise
             time.sleep(PAUSE * 2**idle)
 
 
 def _stream(url: str, part: Path, remote: Remote, bar: tqdm) -> None:
-    """Appends to `part` what is missing of it; from nothing where the server does not continue, or the file changed."""
-    have, headers = _size(part), {"Accept-Encoding": "identity"}  # a compressed answer has other ranges
-    mark = _mark(part, url)
-    if have and not (mark or remote.sha256):
-        have = _discard(part, bar)  # nothing tells whether the rest would belong to it
+    """Appends the missing bytes to `part`; restarts where the server cannot resume, or its file has changed."""
+    # request
+    have, headers = _size(part), {"Accept-Encoding": "identity"}  # offsets in a compressed answer differ
+    validator = _validator(part, url)
+    if have and not (validator or remote.sha256):
+        have = _discard(part, bar)  # nothing can show that the rest belongs to this part
     if have:
-        headers |= {"Range": f"bytes={have}-"} | ({"If-Range": mark} if mark else {})
+        headers |= {"Range": f"bytes={have}-"} | ({"If-Range": validator} if validator else {})
     with _session() as session, session.get(url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
-        if answer.status_code == 416:  # there is no rest: it was whole, or it is another file
+        # status
+        if answer.status_code == 416:  # no bytes beyond `have`: the part is complete, or of another file
             if have == remote.size:
                 return
             _discard(part, bar)
@@ -109,8 +110,10 @@ def _stream(url: str, part: Path, remote: Remote, bar: tqdm) -> None:
         if have and not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
             have = _discard(part, bar)
         if answer.status_code == 206 and not have:
-            raise _Broken("sent another range than asked for")
-        _stamp(part).write_text(f"{url}\n{answer.headers.get('ETag') or answer.headers.get('Last-Modified') or ''}")
+            raise _Broken("sent a range that was not requested")
+        # contents
+        version = answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
+        _version_file(part).write_text(f"{url}\n{version}")
         with part.open("ab") as file:
             for chunk in answer.iter_content(CHUNK):
                 file.write(chunk)
@@ -118,7 +121,7 @@ def _stream(url: str, part: Path, remote: Remote, bar: tqdm) -> None:
 
 
 def _check(part: Path, remote: Remote) -> None:
-    """Removes a file that is too long or has other bytes than it should; one that is too short may yet go on."""
+    """Raises `_Broken` for a wrong size or hash. Removes the part, unless it is only too short and can be resumed."""
     size = _size(part)
     if remote.size and size < remote.size:
         raise _Broken(f"ended after {size} of {remote.size} bytes")
@@ -127,11 +130,11 @@ def _check(part: Path, remote: Remote) -> None:
         raise _Broken(f"has {size} bytes, not {remote.size}")
     if remote.sha256 and sha256(part) != remote.sha256:
         part.unlink()
-        raise _Broken("has other bytes than it should (SHA-256)")
+        raise _Broken("has the wrong SHA-256")
 
 
 def _session() -> requests.Session:
-    """A session that waits and asks again where a server is busy, as long as the server says, within a minute."""
+    """A session that retries when a server is busy. It waits as long as the server asks, at most a minute."""
     session = requests.Session()
     retry = Retry(3, status_forcelist=BUSY, backoff_factor=PAUSE, retry_after_max=60)
     for scheme in ("http://", "https://"):
@@ -139,8 +142,8 @@ def _session() -> requests.Session:
     return session
 
 
-def _refused(error: Exception) -> bool:
-    """Would asking again be in vain? (404, 403, ...; a busy server has been asked again already)"""
+def _is_final(error: Exception) -> bool:
+    """True if retrying cannot help: 404, 403, ..., or a busy server, which the session has retried already."""
     return isinstance(error, requests.HTTPError | requests.exceptions.RetryError)
 
 
@@ -148,16 +151,16 @@ def _reason(error: Exception) -> str:
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return f"answered {error.response.status_code}"
     if isinstance(error, requests.exceptions.RetryError):
-        return "busy, however often asked"
+        return "busy after several retries"
     if isinstance(error, requests.exceptions.ConnectTimeout | requests.exceptions.ReadTimeout):
-        return "no answer in time"
+        return "timed out"
     if isinstance(error, requests.RequestException):
-        return "the connection broke, again and again"
+        return "the connection broke repeatedly"
     return str(error)
 
 
-def _is_right(path: Path, remote: Remote) -> bool:
-    """Is the file there, as far as is known of it?"""
+def _is_complete(path: Path, remote: Remote) -> bool:
+    """True if the file exists with the published size and hash, so far as these are known."""
     if not path.is_file() or (remote.size and path.stat().st_size != remote.size):
         return False
     return remote.sha256 is None or sha256(path) == remote.sha256
@@ -166,27 +169,29 @@ def _is_right(path: Path, remote: Remote) -> bool:
 def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise DataError(f"{folder}: {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free: make room first")
+        raise DataError(
+            f"{folder}: {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free: free some disk space"
+        )
 
 
 def _part(target: Path) -> Path:
     return target.with_name(f".{target.name}.part")
 
 
-def _stamp(part: Path) -> Path:
-    """Beside a part: where it comes from, and the server's mark of that version."""
+def _version_file(part: Path) -> Path:
+    """File beside a part with its URL and the server's validator of that version."""
     return part.with_suffix(".from")
 
 
-def _mark(part: Path, url: str) -> str:
-    """The mark of the version that a part belongs to; empty where it is another address's, or has none.
+def _validator(part: Path, url: str) -> str:
+    """The ETag or date of the version that a part belongs to; empty where the part is from another URL or has none.
 
-    A weak mark (W/...) does not promise equal bytes, so it is not used.
+    A weak ETag (W/...) does not promise equal bytes, so it is not used.
     """
-    if not _stamp(part).is_file():
+    if not _version_file(part).is_file():
         return ""
-    origin, _, mark = _stamp(part).read_text().partition("\n")
-    return mark if origin == url and not mark.startswith("W/") else ""
+    origin, _, validator = _version_file(part).read_text().partition("\n")
+    return validator if origin == url and not validator.startswith("W/") else ""
 
 
 def _discard(part: Path, bar: tqdm) -> int:

@@ -1,1 +1,1 @@
-"""Measuring speed: what `upsr bench` prints."""
+"""The measurements of `upsr bench`."""

@@ -1,4 +1,4 @@
-"""How fast images are cropped, packed and read."""
+"""Speed of cropping, packing and reading images."""
 
 import resource
 import time
@@ -15,14 +15,14 @@ from upsr.data.datasets import PatchDataset
 from upsr.data.lmdb_store import pack
 from upsr.data.subimages import crop
 
-WIDTH = 2040  # of DF2K's images
+WIDTH = 2040  # width of DF2K images in pixels
 PATCH = 256
 CROP_SIZE, CROP_STEP = 480, 240
-ROUNDS = 5  # in which each way is measured in turn, so that other work on the machine affects all alike
+ROUNDS = 5  # each measures every reader, so that other load on the machine affects all readers alike
 
 
 def make_images(folder: Path, count: int) -> None:
-    """Sample photographs enlarged to 2K, with a grain of their own so that PNG finds no repetition."""
+    """Writes sample photographs enlarged to 2K; added noise keeps PNG from compressing the interpolation."""
     photos = [images.read_rgb(photo.path) for photo in sources.find("sample", None, ())]
     for number in tqdm(range(count), desc="make", disable=None):
         photo = photos[number % len(photos)]
@@ -33,8 +33,9 @@ def make_images(folder: Path, count: int) -> None:
 
 
 def bench_data(folder: Path, count: int) -> None:
-    """Prints the rates of cropping, packing and reading `count` images of 2K, made in the empty `folder`."""
+    """Prints the rates of cropping, packing and reading `count` 2K images, which it writes to the empty `folder`."""
     make_images(folder / "hr", count)
+    # the same work on half and on all images shows whether memory grows
     half = folder / "half"
     half.mkdir()
     for path in images.find(folder / "hr")[: count // 2]:
@@ -52,47 +53,47 @@ def bench_data(folder: Path, count: int) -> None:
         )
         pack(folder / "sub", folder / "png.lmdb", "png")
         seconds, peak = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        pictures = len(cut["cut"])
-        print(f"crop + pack of {pictures}: {pictures / seconds:.2f} images/s, peak memory {peak:.0f} MB so far")
+        done = len(cut["cut"])
+        print(f"crop + pack of {done} images: {done / seconds:.2f} images/s, peak memory so far {peak:.0f} MB")
     _read(folder)
 
 
 def _read(folder: Path) -> None:
-    """Crops per second and core of each encoding, against files."""
+    """Prints random crops per second and core: from PNG files, and from an LMDB in each encoding."""
     cv2.setNumThreads(1)
     files, rng = images.find(folder / "sub")[:60], np.random.default_rng(0)
-    few = folder / "few"
-    few.mkdir()
+    subset = folder / "few"
+    subset.mkdir()
     for path in files:
-        (few / path.name).symlink_to(path)
+        (subset / path.name).symlink_to(path)
 
     def from_file(_: int) -> np.ndarray:
-        picture = images.read_rgb(files[rng.integers(len(files))])
-        y, x = (rng.integers(max(side - PATCH, 0) + 1) for side in picture.shape[:2])
-        return picture[y : y + PATCH, x : x + PATCH].copy()
+        image = images.read_rgb(files[rng.integers(len(files))])
+        y, x = (rng.integers(max(side - PATCH, 0) + 1) for side in image.shape[:2])
+        return image[y : y + PATCH, x : x + PATCH].copy()
 
-    ways: dict[str, Callable[[int], object]] = {"files": from_file}
-    bytes_each = {"files": sum(p.stat().st_size for p in files) / len(files)}
+    readers: dict[str, Callable[[int], object]] = {"files": from_file}
+    bytes_per_image = {"files": sum(p.stat().st_size for p in files) / len(files)}
     for encoding in ("png", "webp", "raw"):
         store = folder / f"few-{encoding}.lmdb"
-        pack(few, store, encoding)
-        ways[encoding] = PatchDataset(store, PATCH, seed=0).__getitem__
-        bytes_each[encoding] = (store / "data.mdb").stat().st_size / len(files)
-    rates = _rates(ways, 40)
+        pack(subset, store, encoding)
+        readers[encoding] = PatchDataset(store, PATCH, seed=0).__getitem__
+        bytes_per_image[encoding] = (store / "data.mdb").stat().st_size / len(files)
+    rates = _rates(readers, 40)
     for name, rate in rates.items():
         print(
-            f"{name:6} {rate:7.0f} crops of {PATCH}x{PATCH} per second and core, {rate / rates['files']:.2f} of files; "
-            f"{bytes_each[name] / 1e3:.0f} kB a sub-image"
+            f"{name:6} {rate:7.0f} crops of {PATCH}x{PATCH} per second and core, {rate / rates['files']:.2f} x files; "
+            f"{bytes_per_image[name] / 1e3:.0f} kB per sub-image"
         )
 
 
-def _rates(ways: dict[str, Callable[[int], object]], calls: int) -> dict[str, float]:
-    """Calls per second of processor time."""
-    spent = dict.fromkeys(ways, 0.0)
-    for turn in range(ROUNDS):
-        for name, way in ways.items():
+def _rates(readers: dict[str, Callable[[int], object]], calls: int) -> dict[str, float]:
+    """Calls per second of CPU time, by reader."""
+    spent = dict.fromkeys(readers, 0.0)
+    for repeat in range(ROUNDS):
+        for name, read in readers.items():
             start = time.process_time()
             for call in range(calls):
-                way(turn * calls + call)
+                read(repeat * calls + call)
             spent[name] += time.process_time() - start
     return {name: ROUNDS * calls / seconds for name, seconds in spent.items()}

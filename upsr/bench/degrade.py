@@ -1,4 +1,4 @@
-"""How fast a batch is degraded."""
+"""Speed of the degradation."""
 
 import time
 
@@ -14,9 +14,9 @@ PATCH = 256
 
 
 def bench_degrade(batch: int, steps: int, device: str) -> None:
-    """Prints the time of a batch of `batch` patches, with the settings of params.yaml, as mean and median of `steps`.
+    """Prints mean and median time of degrading `batch` patches by the settings of params.yaml, over `steps` batches.
 
-    Raises `ConfigError` where there is no params.yaml.
+    Raises `ConfigError` where params.yaml is missing or invalid.
     """
     degrade = build_degradation(load_params().degradation, 4)
     photos = [images.read_rgb(photo.path) for photo in sources.find("sample", None, ())]

@@ -1,4 +1,4 @@
-"""`upsr bench`: how fast this machine cuts, packs, reads and degrades."""
+"""`upsr bench`: how fast this machine prepares and reads training data."""
 
 import argparse
 import tempfile
@@ -12,16 +12,20 @@ if TYPE_CHECKING:
 
 
 def add(commands: "Commands") -> None:
-    be = new(commands, "bench", run, "measure how fast training data are made and read")
-    be.add_argument("what", choices=["data", "degrade"], help="crop, pack and read; or degrade")
-    be.add_argument("--pictures", type=positive, default=20, help="data: images of 2K, made from the samples")
-    be.add_argument("--batch", type=positive, default=16, help="degrade: images of 256x256 at once")
-    be.add_argument("--steps", type=positive, default=20, help="degrade: batches")
-    be.add_argument("--device", help="degrade: cpu, cuda, ... (default: a GPU if there is one)")
+    command = new(commands, "bench", run, "measure how fast training data is prepared and read")
+    command.add_argument(
+        "what", choices=["data", "degrade"], help="data: crop, pack and read images; degrade: make LR batches"
+    )
+    command.add_argument(
+        "--pictures", type=positive, default=20, help="data: number of 2K images, made from the sample photographs"
+    )
+    command.add_argument("--batch", type=positive, default=16, help="degrade: images of 256x256 per batch")
+    command.add_argument("--steps", type=positive, default=20, help="degrade: number of batches")
+    command.add_argument("--device", help="degrade: cpu, cuda, ... (default: a GPU if available, else cpu)")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Prints figures; keeps nothing."""
+    """Prints the figures; leaves no files."""
     if options.what == "degrade":
         from upsr.bench.degrade import bench_degrade
 

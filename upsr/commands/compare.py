@@ -1,4 +1,4 @@
-"""`upsr compare`: uncertainty variants side by side, from tracked runs."""
+"""`upsr compare`: a comparison of uncertainty variants, from tracked runs."""
 
 import argparse
 from pathlib import Path
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
 
 
 def add(commands: "Commands") -> None:
-    co = new(commands, "compare", run, "a table and a plot of every uncertainty variant that MLflow has figures of")
-    co.add_argument("--benchmark", default="holdout", help="the benchmark's name")
-    co.add_argument("--experiment", default="evaluate", help="MLflow's experiment")
-    co.add_argument("-o", "--output", type=Path, default=Path("reports"), help="folder for the table and the plot")
+    command = new(commands, "compare", run, "write a table and a plot of all uncertainty variants evaluated in MLflow")
+    command.add_argument("--benchmark", default="holdout", help="name of the benchmark")
+    command.add_argument("--experiment", default="evaluate", help="MLflow experiment with the evaluations")
+    command.add_argument("-o", "--output", type=Path, default=Path("reports"), help="folder for the table and the plot")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Prints the table that it writes."""
+    """Writes the table and the plot, and prints the table."""
     page: Path = extension("compare")(options.benchmark, options.output, options.experiment)
     print(page.read_text(encoding="utf-8"))

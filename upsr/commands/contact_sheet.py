@@ -1,4 +1,4 @@
-"""The sheet of `upsr degrade --preview`: what the degradation does to a few images, and the numbers it drew."""
+"""The contact sheet of `upsr degrade --preview`: a few images, their degradations and the values drawn."""
 
 from pathlib import Path
 from typing import Any
@@ -9,19 +9,19 @@ import numpy as np
 from upsr import images
 from upsr.degradation.second_order import SecondOrder
 
-SIDE = 256  # of an image on the sheet
-LINE = 14  # height of a line of text
+SIDE = 256  # side of an image on the sheet, in pixels
+LINE = 14  # height of a line of text, in pixels
 
 
 def sheet(degrade: SecondOrder, paths: list[Path], seed: int, columns: int) -> np.ndarray:
-    """A row per image: its middle, then that degraded in `columns` ways. (H, W, 3) uint8."""
+    """(H, W, 3) uint8: a row per image, its centre crop and `columns` degradations of it."""
     return np.concatenate([_row(degrade, path, seed, columns) for path in paths])
 
 
 def _row(degrade: SecondOrder, path: Path, seed: int, columns: int) -> np.ndarray:
-    """LR is enlarged by repeating its pixels."""
-    hr = images.to_tensor(_middle(images.read_rgb(path)))
-    tiles = [_labelled(images.to_image(hr), [path.name[:34], "the original"])]
+    """One row; LR images are enlarged by nearest neighbour, which shows their pixels."""
+    hr = images.to_tensor(_centre(images.read_rgb(path)))
+    tiles = [_labelled(images.to_image(hr), [path.name[:34], "original"])]
     for column in range(columns):
         lr, notes = degrade.drawn(degrade.target(hr), (seed, images.number_of(path.stem), column))
         large = cv2.resize(images.to_image(lr), (SIDE, SIDE), interpolation=cv2.INTER_NEAREST)
@@ -29,8 +29,8 @@ def _row(degrade: SecondOrder, path: Path, seed: int, columns: int) -> np.ndarra
     return np.concatenate(tiles, axis=1)
 
 
-def _middle(rgb: np.ndarray) -> np.ndarray:
-    """(SIDE, SIDE, 3) from the middle of an image; a smaller one is enlarged."""
+def _centre(rgb: np.ndarray) -> np.ndarray:
+    """The centre crop, (SIDE, SIDE, 3); a smaller image is enlarged."""
     factor = max(1, SIDE / min(rgb.shape[:2]))
     if factor > 1:
         rgb = cv2.resize(rgb, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
@@ -39,7 +39,7 @@ def _middle(rgb: np.ndarray) -> np.ndarray:
 
 
 def _lines(notes: dict[str, Any]) -> list[str]:
-    """What was drawn, a line for each round."""
+    """The values drawn, one line per round."""
     if notes["plain"]:
         return ["plain: shrunk by bicubic,", "nothing else"]
     lines = []
@@ -53,7 +53,7 @@ def _lines(notes: dict[str, Any]) -> list[str]:
 
 
 def _labelled(tile: np.ndarray, lines: list[str]) -> np.ndarray:
-    """The tile with a strip of text below, and a gap to its neighbours."""
+    """The tile with a strip of text below and a gap on its right."""
     strip = np.full((len(lines) * LINE + 6, SIDE, 3), 255, np.uint8)
     for number, text in enumerate(lines, start=1):
         cv2.putText(strip, text, (2, number * LINE - 2), cv2.FONT_HERSHEY_SIMPLEX, 0.35, (0, 0, 0), 1, cv2.LINE_AA)

@@ -1,4 +1,4 @@
-"""`upsr degrade`: LR images for a fixed benchmark, or a contact sheet of what the settings do."""
+"""`upsr degrade`: the LR images of a fixed benchmark, or a contact sheet of the degradation."""
 
 import argparse
 import json
@@ -11,21 +11,28 @@ if TYPE_CHECKING:
     from upsr.commands import Commands
     from upsr.degradation.second_order import SecondOrder
 
-ROWS = 6  # images on a sheet
+ROWS = 6  # images on a contact sheet
 
 
 def add(commands: "Commands") -> None:
-    de = new(commands, "degrade", run, "make LR images of HR images, as params.yaml's `degradation` says")
-    de.add_argument("input", nargs="+", type=Path, help="images or folders of images")
-    de.add_argument("-o", "--output", type=Path, required=True, help="a folder; with --preview a .png")
-    de.add_argument("--params", type=Path, default=Path("params.yaml"), help="the settings")
-    de.add_argument("--seed", type=int, default=0, help="same seed and name of an image, same LR")
-    de.add_argument("--preview", action="store_true", help="one sheet: a row per image, a column per degradation")
-    de.add_argument("--columns", type=positive, default=5, help="degradations of each image on the sheet")
+    command = new(commands, "degrade", run, "make LR images from HR images by the `degradation` of params.yaml")
+    command.add_argument("input", nargs="+", type=Path, help="images or folders of images")
+    command.add_argument(
+        "-o", "--output", type=Path, required=True, help="output folder; with --preview, an image file"
+    )
+    command.add_argument("--params", type=Path, default=Path("params.yaml"), help="settings file")
+    command.add_argument("--seed", type=int, default=0, help="the same seed and image name give the same LR image")
+    command.add_argument(
+        "--preview", action="store_true", help="write a contact sheet: a row per image, a column per degradation"
+    )
+    command.add_argument("--columns", type=positive, default=5, help="degradations per image on the contact sheet")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Files and folders degraded one by one, the numbers drawn beside each."""
+    """Writes an LR image and a .json of the values drawn for each image, or one contact sheet.
+
+    Raises `ImageError` where there is no image, one cannot be read, or a result would replace its source.
+    """
     from tqdm import tqdm
 
     from upsr import images
@@ -37,15 +44,15 @@ def run(options: argparse.Namespace) -> None:
     degrade = build_degradation(params.degradation, params.scale)
     paths = [p for path in options.input for p in (images.find(path) if path.is_dir() else [path])]
     if not paths:
-        raise images.ImageError(f"{', '.join(map(str, options.input))}: no images there: name some")
+        raise images.ImageError(f"{', '.join(map(str, options.input))}: no images found: name files or folders")
     if options.preview:
         shown = paths[:ROWS]
         images.write(options.output, sheet(degrade, shown, options.seed, options.columns))
-        print(f"{options.output}: {len(shown)} images, {options.columns} degradations of each")
+        print(f"{options.output}: {len(shown)} images, {options.columns} degradations per image")
         return
     for path in tqdm(paths, desc="degrade", unit="image", disable=None):
         _write(degrade, path, options.output, options.seed)
-    print(f"{options.output}: {len(paths)} LR images, the numbers drawn for each in its .json")
+    print(f"{options.output}: {len(paths)} LR images, each with the values drawn in a .json")
 
 
 def _write(degrade: "SecondOrder", path: Path, folder: Path, seed: int) -> None:
@@ -57,7 +64,7 @@ def _write(degrade: "SecondOrder", path: Path, folder: Path, seed: int) -> None:
         raise images.ImageError(f"{target}: the result would replace the image: choose another folder")
     hr = images.to_tensor(images.read_rgb(path))
     if min(hr.shape[2:]) < degrade.scale:
-        raise images.ImageError(f"{path}: is narrower than {degrade.scale} pixels: leave it out")
+        raise images.ImageError(f"{path}: narrower than {degrade.scale} pixels: leave it out")
     lr, notes = degrade.named(hr, path.stem, (seed,))
     images.write(target, images.to_image(lr))
     with atomic(target.with_suffix(".json")) as temporary:

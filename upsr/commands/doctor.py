@@ -1,4 +1,4 @@
-"""`upsr doctor`: what is there, what is missing, and where to put what must come by hand."""
+"""`upsr doctor`: which data is available, which is missing, and how to get it."""
 
 import argparse
 import os
@@ -19,13 +19,13 @@ DATA = Path("data")
 
 
 def add(commands: "Commands") -> None:
-    doc = new(commands, "doctor", run, "tell what is there, what is missing, and where to put it")
-    doc.add_argument("--verify", action="store_true", help="read the whole training store and check its digest")
-    doc.add_argument("--plan", action="store_true", help="say instead what the run will take: sizes, memory, time")
+    command = new(commands, "doctor", run, "show which data is available, which is missing, and how to get it")
+    command.add_argument("--verify", action="store_true", help="read the whole training LMDB and check its digest")
+    command.add_argument("--plan", action="store_true", help="estimate disk space, memory and time of a run instead")
 
 
 def run(options: argparse.Namespace) -> None:
-    """One line for each thing, `ok` or `--` before it; or the plan of a run."""
+    """Prints one line per item, marked `ok` or `--`, or the plan of a run. Raises `ConfigError` without params.yaml."""
     from upsr.config import load_params
 
     params = load_params()
@@ -47,12 +47,12 @@ def _machine() -> Iterator[tuple[bool, str]]:
 
     free = shutil.disk_usage(".").free / 1e9
     yield True, f"Python {platform.python_version()}, torch {torch.__version__}, {os.cpu_count()} CPU cores"
-    yield free > 1, f"{free:.0f} GB of disk free here"
+    yield free > 1, f"{free:.0f} GB of disk space free"
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     for gpu in gpus:
         yield True, f"GPU: {gpu.name}, {gpu.total_memory / 2**30:.0f} GiB"
     if not gpus:
-        yield False, "no GPU: training at the paper's scale is out of reach"
+        yield False, "no GPU: training at the paper's scale is not feasible"
 
 
 def _data(params: "Params", verify: bool) -> Iterator[tuple[bool, str]]:
@@ -60,23 +60,22 @@ def _data(params: "Params", verify: bool) -> Iterator[tuple[bool, str]]:
         yield from _archives(params)
     for name, stage in (("hr", "download"), ("subimages", "crop")):
         count = _count(DATA / name)
-        yield bool(count), f"data/{name}: " + (f"{count} pictures" if count else f"nothing: run `dvc repro {stage}`")
+        yield bool(count), f"data/{name}: " + (f"{count} images" if count else f"no images: run `dvc repro {stage}`")
     yield _store(verify)
-    weights = DATA / "metric_weights" / "manifest.json"
-    there = weights.is_file()
-    yield there, "data/metric_weights: " + ("there" if there else "nothing: run `dvc repro download`")
+    found = (DATA / "metric_weights" / "manifest.json").is_file()
+    yield found, "data/metric_weights: " + ("available" if found else "missing: run `dvc repro download`")
 
 
 def _archives(params: "Params") -> Iterator[tuple[bool, str]]:
-    """What `download` will fetch, or has fetched, and how well each is known."""
+    """The archives that `download` fetches: state, size, and where the expected hash comes from."""
     from upsr.acquisition import archives, sources
 
     for archive in archives.wanted(params.data.holdout):
         remote, folder = archive.remote, sources.ARCHIVES / Path(archive.remote.name).stem
-        count, here = _count(folder), (sources.ARCHIVES / remote.name).is_file()
-        size = f"{remote.size / 1e9:.1f} GB" if remote.size else "some 20 GB"
-        known = "hash published" if remote.sha256 else f"hash held in {sources.LOCK} from the first download on"
-        state = f"{count} pictures" if count else "downloaded, not unpacked" if here else f"missing, {remote.urls[0]}"
+        count, downloaded = _count(folder), (sources.ARCHIVES / remote.name).is_file()
+        size = f"{remote.size / 1e9:.1f} GB" if remote.size else "about 20 GB"
+        known = "hash published" if remote.sha256 else f"hash recorded in {sources.LOCK} at the first download"
+        state = f"{count} images" if count else "not unpacked" if downloaded else f"missing, {remote.urls[0]}"
         yield count == archive.pictures, f"{remote.name} ({size}, {known}): {state}"
 
 
@@ -88,7 +87,7 @@ def _store(verify: bool) -> tuple[bool, str]:
         count = lmdb_store.verify(DATA / "train.lmdb") if verify else len(lmdb_store.Reader(DATA / "train.lmdb"))
     except DataError as error:
         return False, str(error)
-    return True, f"data/train.lmdb: {count} pictures" + (", every byte as packed" if verify else "")
+    return True, f"data/train.lmdb: {count} images" + (", digest verified" if verify else "")
 
 
 def _benchmarks(params: "Params") -> Iterator[tuple[bool, str]]:
@@ -98,8 +97,9 @@ def _benchmarks(params: "Params") -> Iterator[tuple[bool, str]]:
         yield _benchmark(name, known, params.scale)
     for name in params.evaluate.benchmarks:
         if Path(name).name not in KNOWN:
-            there = (DATA / "benchmarks" / name).is_dir() or Path(name).is_dir()
-            yield there, f"{name}: " + ("your own, there" if there else "asked for in evaluate.benchmarks, not there")
+            found = (DATA / "benchmarks" / name).is_dir() or Path(name).is_dir()
+            state = "your own, available" if found else "listed in evaluate.benchmarks, but missing"
+            yield found, f"{name}: {state}"
 
 
 def _benchmark(name: str, known: "KnownBenchmark", scale: int) -> tuple[bool, str]:

@@ -15,19 +15,31 @@ if TYPE_CHECKING:
 
 
 def add(commands: "Commands") -> None:
-    ev = new(commands, "evaluate", run, "measure a model on a folder with HR/ and LRx4/, or with LR images alone")
-    add_model_options(ev, bicubic=True)
-    ev.add_argument("--benchmark", required=True, help="the folder")
-    ev.add_argument("--protocol", choices=["basicsr", "upsr"], default="basicsr", help="what PSNR and SSIM see")
-    ev.add_argument("--metrics", nargs="*", default=["lpips"], help="names of pyiqa beside PSNR and SSIM")
-    ev.add_argument("--weights", type=Path, default="data/metric_weights", help="where the metrics' weights are")
-    ev.add_argument("--scale", type=int, default=4, help="for `bicubic`, which has none of its own")
-    ev.add_argument("--workers", type=positive, default=1, help="processes, on the GPUs in turn; any gives the same")
-    ev.add_argument("--json", type=Path, help="write statistics, rows and the benchmark's manifest to this file")
+    command = new(
+        commands, "evaluate", run, "measure a model on a benchmark: a folder with HR/ and LRx4/, or with LR images only"
+    )
+    add_model_options(command, bicubic=True)
+    command.add_argument("--benchmark", required=True, help="benchmark folder")
+    command.add_argument(
+        "--protocol",
+        choices=["basicsr", "upsr"],
+        default="basicsr",
+        help="convention of PSNR and SSIM: border of `scale` pixels left out (basicsr), or none (upsr)",
+    )
+    command.add_argument("--metrics", nargs="*", default=["lpips"], help="pyiqa metrics besides PSNR and SSIM")
+    command.add_argument("--weights", type=Path, default="data/metric_weights", help="folder of the metric weights")
+    command.add_argument("--scale", type=int, default=4, help="scale of `bicubic`; other models define theirs")
+    command.add_argument(
+        "--workers",
+        type=positive,
+        default=1,
+        help="number of processes, spread over the GPUs; does not change the figures",
+    )
+    command.add_argument("--json", type=Path, help="write statistics, rows and the benchmark manifest to this file")
 
 
 def run(options: argparse.Namespace) -> None:
-    """One model on one benchmark folder. An image that fails is named, the others go on, the exit code tells."""
+    """Measures every image; one that fails is named and skipped. Raises `ImageError` at the end if any failed."""
     import torch
 
     from upsr.data.benchmarks import open_benchmark
@@ -37,6 +49,7 @@ def run(options: argparse.Namespace) -> None:
     from upsr.images import ImageError
     from upsr.pretrained import load_pretrained
 
+    # model and benchmark
     path = None if options.model == "bicubic" else model_file(options.model)
     scale = load_pretrained(path).scale if path else options.scale
     benchmark = open_benchmark(options.benchmark, scale)
@@ -51,6 +64,7 @@ def run(options: argparse.Namespace) -> None:
         images=None,
         dtype=options.dtype,
     )
+    # figures
     first = open_device(options.device)
     outcome = evaluate(
         evaluation, [benchmark], options.workers, [torch.device(first)] if options.device else all_devices()
@@ -63,10 +77,11 @@ def run(options: argparse.Namespace) -> None:
 def report(
     options: argparse.Namespace, benchmark: "Benchmark", outcome: "Outcome", statistics: dict[str, dict]
 ) -> None:
-    """What was measured, to the terminal and to `--json`."""
+    """Prints the figures, and writes them to `--json`."""
     from upsr.evaluation.protocol import PROTOCOLS
     from upsr.files import atomic
 
+    # terminal
     print(f"{benchmark.name}  {len(outcome.rows)} of {len(benchmark.pairs)} images  {benchmark.lr}")
     for name, row in statistics.items():
         spread = f"  ± {row['std']:.4f}  [{row['low']:.4f}, {row['high']:.4f}]" if row["std"] is not None else ""
@@ -75,6 +90,7 @@ def report(
         print(f"{name} is absent: {reason}")
     for row in outcome.failed:
         print(f"{row['picture']}: {row['reason']}")
+    # file
     if options.json:
         result = {
             "benchmark": benchmark.manifest,

@@ -1,4 +1,4 @@
-"""`upsr import-official`: the authors' checkpoints as one weights file of ours."""
+"""`upsr import-official`: converts the authors' checkpoints to a weights file of this project."""
 
 import argparse
 from pathlib import Path
@@ -11,15 +11,19 @@ if TYPE_CHECKING:
 
 
 def add(commands: "Commands") -> None:
-    im = new(commands, "import-official", run, "make a model of the authors' checkpoints; nothing in them is run")
-    im.add_argument("--atd", type=Path, required=True, help="their `atd_real.pth`")
-    im.add_argument("--unet", type=Path, help="their `upsr.pth` (without it: a model of ATD alone)")
-    im.add_argument("-o", "--output", type=Path, required=True, help="the model's folder")
-    im.add_argument("--category-size", type=int, default=128, help="ATD's, which its file does not tell")
+    command = new(
+        commands, "import-official", run, "convert the authors' checkpoints to a model, executing no code in them"
+    )
+    command.add_argument("--atd", type=Path, required=True, help="path of the authors' `atd_real.pth`")
+    command.add_argument("--unet", type=Path, help="path of the authors' `upsr.pth`; omit it to convert ATD alone")
+    command.add_argument("-o", "--output", type=Path, required=True, help="model folder to write")
+    command.add_argument(
+        "--category-size", type=int, default=128, help="`category_size` of ATD, which its checkpoint does not contain"
+    )
 
 
 def run(options: argparse.Namespace) -> None:
-    """The authors' checkpoints as one weights file of ours."""
+    """Writes the weights file. Raises `CheckpointError` for a file that is not the authors'."""
     from upsr.official import convert
     from upsr.pretrained import FILE, save_pretrained
 

@@ -1,4 +1,4 @@
-"""`upsr scale`: the settings of another scale put into params.yaml, its comments kept."""
+"""`upsr scale`: merges the settings of another scale into params.yaml and keeps its comments."""
 
 import argparse
 from collections.abc import Iterator
@@ -14,13 +14,21 @@ SCALES = Path("scales")
 
 
 def add(commands: "Commands") -> None:
-    sc = new(commands, "scale", run, "put the settings of another scale into params.yaml; `git checkout` undoes it")
-    sc.add_argument("name", help="a file of scales/, as df2k: the paper's")
-    sc.add_argument("--params", type=Path, default=Path("params.yaml"), help="the settings to change")
+    command = new(
+        commands,
+        "scale",
+        run,
+        "merge the settings of another scale into params.yaml; undo with `git checkout params.yaml`",
+    )
+    command.add_argument("name", help="name of a file in scales/, such as df2k (the paper's scale)")
+    command.add_argument("--params", type=Path, default=Path("params.yaml"), help="settings file to change")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Merges scales/NAME.yaml into the settings file and says what changed. What would not be valid is not written."""
+    """Merges scales/NAME.yaml into the settings file and prints the changes.
+
+    Raises `ValueError` for an unknown scale, and `ConfigError` for invalid settings, which are not written.
+    """
     import io
 
     from ruamel.yaml import YAML
@@ -30,8 +38,8 @@ def run(options: argparse.Namespace) -> None:
 
     source = SCALES / f"{options.name}.yaml"
     if not source.is_file():
-        known = ", ".join(sorted(path.stem for path in SCALES.glob("*.yaml"))) or "none here: run it in the project"
-        raise ValueError(f"{source}: no such scale; there are: {known}")
+        known = ", ".join(sorted(path.stem for path in SCALES.glob("*.yaml"))) or "none: run it in the project folder"
+        raise ValueError(f"{source}: no such scale; available: {known}")
     yaml = YAML()
     yaml.preserve_quotes, yaml.width = True, 120
     null = "tag:yaml.org,2002:null"
@@ -47,7 +55,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def merge(values: dict[str, Any], changes: dict[str, Any], path: str = "") -> Iterator[str]:
-    """Puts the leaves of nested `changes` into `values`; tells each as `key: old -> new`."""
+    """Copies the leaves of nested `changes` into `values`; yields `key: old -> new` for each that differs."""
     for key, new_value in changes.items():
         old = values.get(key)
         if isinstance(new_value, dict) and isinstance(old, dict):

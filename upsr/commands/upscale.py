@@ -1,4 +1,4 @@
-"""`upsr upscale`: images and folders through one model."""
+"""`upsr upscale`: upscales images and folders with one model."""
 
 import argparse
 import sys
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 
 
 def add(commands: "Commands") -> None:
-    up = new(commands, "upscale", run, "make images four times as large")
-    add_model_options(up)
-    up.add_argument("input", nargs="+", help="images or folders of images")
-    up.add_argument("-o", "--output", required=True, help="a folder, or a file for a single image")
-    up.add_argument("--steps", type=int, default=0, help="sampling steps (0: as trained)")
-    up.add_argument("--save-maps", action="store_true", help="write maps of the uncertainty beside each image")
+    command = new(commands, "upscale", run, "upscale images, four times with the bundled models")
+    add_model_options(command)
+    command.add_argument("input", nargs="+", help="images or folders of images")
+    command.add_argument("-o", "--output", required=True, help="output folder, or a file for a single image")
+    command.add_argument("--steps", type=int, default=0, help="number of sampling steps; 0: as trained")
+    command.add_argument("--save-maps", action="store_true", help="write the uncertainty maps next to each image")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Files and folders through one model. An image that fails is named, the others go on, the exit code tells."""
+    """Upscales every image; one that fails is named and skipped. Raises `ImageError` at the end if any failed."""
     from tqdm import tqdm
 
     from upsr import images
@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def outputs(inputs: Sequence[Path], output: Path) -> list[tuple[Path, Path]]:
-    """(image, where its result goes). One image may go to a named file; several, or a folder, go to a folder.
+    """Pairs of (image, path of its result). A single image may have a named file; all others go to a folder.
 
     Raises `ImageError` where there is no image, or a result would replace its source or another result.
     """
@@ -59,7 +59,7 @@ def outputs(inputs: Sequence[Path], output: Path) -> list[tuple[Path, Path]]:
 
     sources = [p for path in inputs for p in (find(path) if path.is_dir() else [path])]
     if not sources:
-        raise ImageError(f"{', '.join(map(str, inputs))}: no images there: name files or folders with images")
+        raise ImageError(f"{', '.join(map(str, inputs))}: no images found: name files or folders with images")
     if len(inputs) == 1 and not inputs[0].is_dir() and output.suffix.lower() in SUFFIXES:
         if inputs[0].resolve() == output.resolve():
             raise ImageError(f"{output}: the result would replace the image: choose another name")
@@ -70,5 +70,5 @@ def outputs(inputs: Sequence[Path], output: Path) -> list[tuple[Path, Path]]:
         raise ImageError(f"{replaced[0]}: the result would replace it: choose another folder")
     twice = {t for t in targets if targets.count(t) > 1}
     if twice:
-        raise ImageError(f"{min(twice)}: two images would be written there: upscale them one by one")
+        raise ImageError(f"{min(twice)}: two images would be written to this file: upscale them one by one")
     return list(zip(sources, targets, strict=True))

@@ -1,6 +1,6 @@
-"""Every value of the project as frozen records, one per section of params.yaml.
+"""Every setting of the project as frozen records, one per section of params.yaml.
 
-Reading is strict: an unknown key, a missing key or a bad value ends in a `ConfigError` that names its path.
+An unknown key, a missing key or an invalid value raises a `ConfigError` that names its path.
 """
 
 from upsr.config.data import Crop, Data, Pack

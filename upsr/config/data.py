@@ -1,4 +1,4 @@
-"""Photographs, sub-images and their store: `data`, `crop`, `pack`."""
+"""Records of the photographs, the sub-images and the training store: `data`, `crop`, `pack`."""
 
 from typing import Annotated, Literal, Self
 
@@ -9,38 +9,38 @@ from upsr.config.section import Positive, Section
 
 class Data(Section):
     source: Literal["sample", "df2k", "folder"]
-    """`sample`: photographs that installed packages carry; `df2k`: DIV2K and Flickr2K, downloaded; `folder`: the user's
+    """`sample`: photographs bundled with installed packages; `df2k`: DIV2K and Flickr2K, downloaded; `folder`: your
     own."""
     folder: str | None
-    """The folder of photographs that `source: folder` reads."""
+    """Folder of photographs for `source: folder`; unused otherwise."""
     holdout: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Names (without suffix) kept for evaluation, never trained on."""
+    """File names (without suffix) reserved for evaluation and never trained on."""
     holdout_side: Positive
-    """Held-out pictures are shrunk to at most this side, so that a sample-scale run stays short."""
+    """Longest side of a held-out image in pixels; larger ones are shrunk. Smaller is faster to evaluate."""
     on_corrupt: Literal["fail", "skip"]
-    """What an unreadable picture does: stop the stage, or be left out, named and counted."""
+    """Unreadable images: `fail` stops the stage; `skip` leaves them out, and names and counts them."""
 
     @model_validator(mode="after")
     def _folder_is_named(self) -> Self:
         if self.source == "folder" and not self.folder:
-            raise ValueError("data.source is `folder`, so data.folder must name one")
+            raise ValueError("data.source is `folder`, but data.folder is empty: set it to the folder of photographs")
         return self
 
 
 class Crop(Section):
     size: Positive
-    """Side of a sub-image in HR pixels."""
+    """Side of a square sub-image in HR pixels."""
     step: Positive
-    """Distance between two sub-images; smaller than `size` means overlap."""
+    """Distance between neighbouring sub-images in pixels; less than `size` makes them overlap."""
     threshold: Annotated[int, Field(ge=0)]
-    """A rest narrower than this many pixels is not worth a sub-image of its own."""
+    """Pixels that may be left over at an image's edge; more than this adds a sub-image flush with the edge."""
     min_gradient: Annotated[float, Field(ge=0)]
-    """A sub-image whose gradient energy (mean square of the differences of neighbouring grey levels, 0..255) is below
-    this is flat and dropped; 0 keeps all."""
+    """Sub-images whose gradient energy is below this are dropped as flat; 0 keeps all. Gradient energy: mean squared
+    difference of neighbouring grey levels, 0..255."""
 
 
 class Pack(Section):
     encoding: Literal["png", "webp", "raw"]
-    """How a picture is stored in the LMDB. `png`: `crop`'s own files, packed as they are, which BasicSR reads too;
-    `webp` (lossless): an eighth smaller, and 80 times as long to pack; `raw`: 1.7 times as large, and ten times the
-    training crops per second and core, since only the crop is read: for a GPU that waits for its loader."""
+    """How the LMDB stores an image. `png`: the files of `crop`, unchanged, also readable by BasicSR. `webp` (lossless):
+    an eighth smaller, 80 times slower to pack. `raw`: 1.7 times as large, but ten times the training crops per second
+    and core, since only the crop is read. Use it where the GPU waits for its data loader."""

@@ -1,4 +1,4 @@
-"""The chain and where its noise goes: `diffusion`, `uncertainty`."""
+"""Records of the diffusion process and of its noise weight w: `diffusion`, `uncertainty`."""
 
 from typing import Annotated, Literal, Self
 
@@ -8,68 +8,80 @@ from upsr.config.section import Positive, Probability, Section
 
 
 class Diffusion(Section):
+    """The schedule is √η_t = √η_1 · (e/√η_1)^(((t−1)/(T−1))^p) with √η_1 = min(m/κ, m, √0.001)."""
+
     steps: Positive
-    """T."""
+    """T: number of diffusion timesteps."""
     kappa: Annotated[float, Field(gt=0)]
+    """κ: noise strength; x_t has the noise standard deviation κ √η_t w, for images in [-1, 1]."""
     min_noise: Annotated[float, Field(gt=0, lt=1)]
-    """m of the schedule."""
+    """m: upper bound of √η_1, and of κ √η_1, the noise of the first timestep."""
     sqrt_eta_end: Annotated[float, Field(gt=0, lt=1)]
-    """e of the schedule: √η_T."""
+    """e: √η_T, the end of the schedule."""
     power: Annotated[float, Field(gt=0)]
-    """p of the schedule."""
+    """p: exponent of the schedule; smaller makes η_t rise earlier in t."""
     predict: Literal["x0", "epsilon"]
+    """What the network predicts: the clean image x0 (the paper) or the noise ε."""
     sampler_eta: Probability
-    """0: the deterministic sampler (the paper); 1: the posterior, all noise drawn anew."""
+    """Stochasticity of the sampler. 0: deterministic (DDIM, the paper); 1: the posterior q(x_{t−1} | x_t, x̂0, y)."""
 
 
 class Dynamic(Section):
     """What `variant: dynamic` adds to `edge_frequency`."""
 
     source: Literal["x_t", "x0_hat"]
-    """What stands for the current picture: the noisy state, or the clean estimate made of it."""
+    """Image that the maps are recomputed from, mixed with y↑: the noisy x_t or its clean estimate x̂0."""
     smoothing: Annotated[float, Field(ge=0, lt=1)]
-    """λ: how much of the maps before is kept when they are taken anew."""
+    """λ: share of the previous maps that a recomputation keeps; larger changes w more slowly."""
     intervals: tuple[Probability, Probability, Probability]
-    """How often they are: shares of the chain, in its noisy, middle and last third; one step at least."""
+    """Interval between recomputations in the noisy, middle and last third of the chain, as a share of T; at least one
+    timestep."""
 
 
 class Uncertainty(Section):
     variant: Literal["isotropic", "residual", "edge_frequency", "dynamic"]
+    """How w is computed. `isotropic`: w = 1 (ResShift); `residual`: from |ŷ − y↑| (the paper); `edge_frequency`: from
+    edges and high frequencies of y; `dynamic`: the same, recomputed during sampling."""
     floor: Annotated[float, Field(gt=0, lt=1)]
-    """b: the least weight."""
+    """b: smallest noise weight; w lies in [b, 1]."""
     normalise: Literal["none", "mean"]
-    """`mean` keeps the mean of the weight, and so the noise's energy, at the residual variant's, picture by picture."""
+    """`mean` scales W of `edge_frequency` and `dynamic`, per image, to the mean of the residual variant's W. This
+    equalises the mean of w, not the noise energy E[w²]."""
     psi_max: Annotated[float, Field(gt=0)]
-    """`residual`: the residual at which the weight reaches 1."""
+    """`residual`: ψ_max, the value of ψ = |ŷ − y↑| / 2 from which w is 1; smaller makes more pixels noisy."""
     channels: Literal["rgb", "gray"]
-    """`residual`: a weight for each channel, or one for the three."""
+    """`residual`: one weight per channel, or one for all three from the mean of ψ."""
     edges: Literal["sobel", "dexined"]
-    """`edge_frequency`, `dynamic`: what finds edges; `dexined` needs its weights at hand."""
+    """`edge_frequency`, `dynamic`: the edge detector; `dexined` needs `edge_weights`."""
     edge_weights: str | None
-    """The file of kornia's DexiNed weights."""
+    """Path of kornia's DexiNed checkpoint; null for `sobel`."""
     cutoff: Annotated[float, Field(gt=0)]
-    """Where the high-pass filter is at half its height; 1 is the Nyquist frequency of the LR picture."""
+    """Frequency at which the high-pass filter of H passes half; 1 is the Nyquist frequency of the LR image."""
     softness: Annotated[float, Field(gt=0)]
-    """Width of the filter's rise, in the same unit; at most twice the cutoff."""
+    """Width of the high-pass filter's transition, in units of `cutoff`; at most twice `cutoff`."""
     percentile: Annotated[float, Field(gt=0, le=100)]
-    """Magnitudes above this percentile of a picture count as 1."""
+    """Percentile of an image's magnitudes that becomes 1 in E and H; larger values are clipped to 1."""
     mix: Annotated[float, Field(gt=0, lt=1)]
-    """a: the share of edges beside frequencies, at first."""
+    """a: share of E in W = a·E + (1−a)·H; the initial value where `learn_mix` is set."""
     learn_mix: bool
-    """Whether a is trained with the UNet."""
+    """Train a together with the UNet."""
     dynamic: Dynamic
+    """Settings that only `variant: dynamic` reads."""
 
     @model_validator(mode="after")
     def _choices_fit(self) -> Self:
         if self.normalise == "mean" and self.variant == "isotropic":
-            raise ValueError("uncertainty.normalise is `mean`, but the weight of `isotropic` is 1 everywhere: use none")
+            raise ValueError(
+                "uncertainty.normalise is `mean`, but the weight of `isotropic` is 1 everywhere: set it to none"
+            )
         if self.edges == "dexined" and self.edge_weights is None:
             raise ValueError(
-                "uncertainty.edges is `dexined`: name its weights in uncertainty.edge_weights, or use sobel"
+                "uncertainty.edges is `dexined`, but uncertainty.edge_weights is null: set it to the path of the "
+                "weights, or use sobel"
             )
         if self.softness > 2 * self.cutoff:
             raise ValueError(
-                f"uncertainty.softness {self.softness} is more than twice uncertainty.cutoff {self.cutoff}: "
-                "the filter would let the mean brightness pass"
+                f"uncertainty.softness {self.softness} is more than twice uncertainty.cutoff {self.cutoff}, so the "
+                "filter would pass the mean brightness: lower uncertainty.softness"
             )
         return self

@@ -1,4 +1,4 @@
-"""What is measured and how it is judged from night to night: `evaluate`, `nightly`."""
+"""Records of what is measured and how nightly figures are judged: `evaluate`, `nightly`."""
 
 from typing import Annotated, Literal, Self
 
@@ -9,38 +9,39 @@ from upsr.config.section import Positive, Section
 
 class Evaluate(Section):
     benchmarks: tuple[str, ...]
-    """Names below data/benchmarks, or paths, of folders with `HR/` and `LRx4/`; those at hand are run. `holdout` is
-    the one that the chain makes from data.holdout."""
+    """Folders with `HR/` and `LRx4/`: names below data/benchmarks, or paths; unavailable ones are reported as
+    absent. `holdout` is made from data.holdout."""
     protocol: Literal["basicsr", "upsr"]
+    """Border left out of PSNR and SSIM: `scale` pixels (`basicsr`) or none (`upsr`). Both use Y of 8-bit images."""
     metrics: tuple[str, ...]
-    """pyiqa names beside PSNR and SSIM."""
+    """pyiqa names of the metrics measured besides PSNR and SSIM."""
     tile: Positive
-    """Side of a tile in LR pixels."""
+    """Side of a tile in LR pixels; larger needs more memory."""
     workers: Positive
-    """Processes, on the GPUs in turn; the figures are the same for any number. Each holds the networks in memory."""
+    """Number of processes, assigned to the GPUs in rotation; each loads the networks. Figures do not depend on it."""
 
 
 class Judged(Section):
-    """How a metric is judged from one night, or one model, to another."""
+    """How one metric is judged between two nights or two models."""
 
     better: Literal["higher", "lower"]
+    """Direction in which the metric improves."""
     tolerance: Annotated[float, Field(ge=0)]
-    """A benchmark's mean may be worse by so much."""
+    """Largest loss of a benchmark's mean that is not a regression, in units of the metric."""
 
 
 class Nightly(Section):
     metrics: Annotated[dict[str, Judged], Field(min_length=1)]
-    """The metrics that are judged; the others are only shown."""
+    """Judged metrics by name; the others are reported only."""
     improves: str
-    """A candidate becomes champion if no benchmark is worse by more than its tolerance, and the mean of this metric
-    over the benchmarks is better..."""
+    """Metric that a candidate must improve, as a mean over the benchmarks, to become champion."""
     by: Annotated[float, Field(ge=0)]
-    """... by more than this."""
+    """Gain in `improves` that a candidate must exceed; no benchmark may lose more than its tolerance."""
 
     @model_validator(mode="after")
     def _improves_is_judged(self) -> Self:
         if self.improves not in self.metrics:
             raise ValueError(
-                f"nightly.improves `{self.improves}` is none of nightly.metrics: {', '.join(self.metrics)}"
+                f"nightly.improves `{self.improves}` is not in nightly.metrics: choose one of {', '.join(self.metrics)}"
             )
         return self

@@ -1,4 +1,4 @@
-"""What the flows run and where: `jobs`, `sweep`."""
+"""Records of the flows, which run training and evaluation jobs: `jobs`, `sweep`."""
 
 from typing import Annotated, Any
 
@@ -8,13 +8,13 @@ from upsr.config.section import Section
 
 
 class Jobs(Section):
-    """Where the flows run trainings and evaluations."""
+    """Where the flows run training and evaluation jobs."""
 
     devices: Annotated[tuple[str, ...], Field(min_length=1)] | None
-    """Ids as CUDA_VISIBLE_DEVICES takes them, one job on each at a time; null: the GPUs found, and where there is
-    none, one job at a time."""
+    """GPU ids as in CUDA_VISIBLE_DEVICES, one job at a time on each. null: all GPUs found; without a GPU, one job at a
+    time."""
     cluster: str | None
-    """Address of a Ray cluster (`HOST:6379`) that sweeps and nights are spread over; null: this machine alone."""
+    """Address of a Ray cluster (`HOST:6379`) that runs the jobs of sweeps and nightly runs; null: this machine only."""
 
 
 class Sweep(Section):

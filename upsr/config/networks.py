@@ -1,4 +1,4 @@
-"""The two networks: `atd`, `unet`."""
+"""Records of the two networks: `atd` and `unet`."""
 
 from typing import Annotated, Literal, Self
 
@@ -8,21 +8,34 @@ from upsr.config.section import Positive, Section
 
 
 class Atd(Section):
+    """The auxiliary network g (ATD, arXiv 2401.08209)."""
+
     dim: Positive
+    """Feature channels, a multiple of `heads`: 48 is ATD-light, 96 the paper's `atd_real`."""
     flavour: Literal["real", "classical"]
+    """`real`: UPSR's `atd_real`; `classical`: the original ATD, whose checkpoints spandrel loads."""
     groups: Positive
+    """Number of layer groups, each with its own token dictionary."""
     layers: Positive
+    """Transformer layers per group."""
     heads: Positive
+    """Heads of the window attention and the category attention."""
     window: Positive
+    """Side of an attention window in LR pixels."""
     category_size: Positive
+    """Pixels that attend to each other in the adaptive-category attention; larger costs more memory."""
     tokens: Positive
+    """Entries of each token dictionary."""
     reduced_dim: Positive
+    """Query and key channels of the token-dictionary attention."""
     ffn_kernel: Positive
+    """Side of the depthwise convolution in the feed-forward network, an odd number of pixels."""
     mlp_ratio: Annotated[float, Field(gt=0)]
+    """Hidden channels of the feed-forward network as a multiple of `dim`."""
     lpips_weight: Annotated[float, Field(ge=0)]
-    """Weight of LPIPS beside L1 in the loss."""
+    """λ of the loss L1 + λ · LPIPS; 0 leaves LPIPS out."""
     schedule: Literal["direct_x4", "x2_then_x4"]
-    """`direct_x4`: the network of `scale` from nothing; `x2_then_x4`: from the body of a ×2 network, trained first."""
+    """`direct_x4` trains at `scale` only; `x2_then_x4` trains a ×2 network first and starts ×4 from its body."""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -32,28 +45,38 @@ class Atd(Section):
 
 
 class Unet(Section):
+    """The denoiser's network, a UNet with Swin attention."""
+
     dim: Positive
-    """Base width; 160 is the paper's."""
+    """Base width in channels, a multiple of 16; the paper uses 160."""
     channel_mult: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    """Width of each level as a multiple of `dim`; each level after the first halves the resolution."""
     res_blocks: Positive
+    """Residual blocks per level of the encoder; a decoder has one more."""
     swin_dim: Positive
+    """Channels of the Swin attention, a multiple of `head_dim`."""
     swin_depth: Positive
+    """Swin blocks per attention stage; every other one has shifted windows."""
     window: Positive
+    """Side of an attention window in pixels of the level."""
     head_dim: Positive
+    """Channels per attention head."""
     mlp_ratio: Annotated[float, Field(gt=0)]
+    """Hidden channels of the Swin blocks' MLP as a multiple of `swin_dim`."""
     tail_dim: Positive
     """Channels of the convolutions that bring the features to HR size."""
     condition: tuple[Literal["sr", "bicubic"], ...]
-    """The images that condition the network."""
+    """Images that condition the network: g(y) (`sr`), y↑ (`bicubic`), or both (the paper)."""
     lr_size: Positive
-    """Side of the LR patches that the attention is laid out for: a level whose map is no larger than a window at
-    that size is never shifted."""
+    """Side of the LR patches that the attention is designed for. A level no larger than a window at that size has no
+    shifted windows."""
     branches: Literal[1, 2]
-    """With 2, a second decoder makes the smooth structure, and the uncertainty mixes the two."""
+    """Number of decoders. With 2, one predicts detail and one smooth structure, blended by W = (w−b)/(1−b)."""
     global_skip: bool
-    """Learn a correction of the first image of `condition` instead of the picture (which the paper does)."""
+    """Predict a correction of the first image of `condition`; false predicts the image itself (the paper)."""
     official_mask: bool
-    """Repeat the released network's mask of shifted windows, which its weights need, instead of the right one."""
+    """Use the released network's incorrect mask of shifted windows, which its weights need; false uses the correct
+    one."""
 
     @model_validator(mode="after")
     def _widths_fit(self) -> Self:
@@ -62,5 +85,5 @@ class Unet(Section):
         if self.swin_dim % self.head_dim:
             raise ValueError(f"unet.swin_dim {self.swin_dim} is not a multiple of unet.head_dim {self.head_dim}")
         if not self.condition or len(set(self.condition)) != len(self.condition):
-            raise ValueError("unet.condition needs `sr`, `bicubic` or both, each once")
+            raise ValueError("unet.condition must name `sr`, `bicubic` or both, each once")
         return self

@@ -1,4 +1,4 @@
-"""All of params.yaml, and what must fit from section to section."""
+"""The record of params.yaml, and the checks that concern two sections."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -17,25 +17,42 @@ from upsr.config.training import AtdRecipe, Train, UnetRecipe
 
 
 class Params(Section):
-    """All of params.yaml."""
+    """All of params.yaml. Its validators check what concerns two sections."""
 
     seed: Annotated[int, Field(ge=0)]
+    """Seed of everything random; the same seed repeats a run."""
     scale: Literal[2, 4]
+    """s: upscaling factor per side."""
     data: Data
+    """Training photographs and held-out images (stage `download`)."""
     crop: Crop
+    """Cutting photographs into sub-images (stage `crop`)."""
     pack: Pack
+    """The LMDB of training images (stage `pack`)."""
     degradation: Degradation
+    """How LR images are made from HR images."""
     atd: Atd
+    """The auxiliary network g."""
     unet: Unet
+    """The denoiser's network."""
     diffusion: Diffusion
+    """The diffusion process: noise schedule, prediction, sampler."""
     uncertainty: Uncertainty
+    """The noise weight w: how much noise each pixel gets."""
     train: Train
+    """What both trainings share."""
     train_atd: AtdRecipe
+    """Training of ATD (stage `train_atd`)."""
     train_unet: UnetRecipe
+    """Training of the UNet (stage `train_unet`)."""
     evaluate: Evaluate
+    """Benchmarks and metrics (stage `evaluate`)."""
     jobs: Jobs
+    """Where the flows run training and evaluation jobs."""
     nightly: Nightly
+    """How the nightly flow judges figures and promotes a candidate."""
     sweep: Sweep
+    """Experiments of the sweep flow."""
 
     @model_validator(mode="after")
     def _patches_fit(self) -> Self:
@@ -51,22 +68,24 @@ class Params(Section):
         return self
 
     @model_validator(mode="after")
-    def _branches_have_a_mix(self) -> Self:
+    def _branches_have_a_map(self) -> Self:
         if self.unet.branches == 2 and self.uncertainty.variant == "isotropic":
-            raise ValueError("unet.branches is 2, but uncertainty.variant `isotropic` has no map to mix them by: use 1")
+            raise ValueError(
+                "unet.branches is 2, but uncertainty.variant `isotropic` has no map to mix them by: set it to 1"
+            )
         return self
 
     @model_validator(mode="after")
-    def _skip_leads_to_a_picture(self) -> Self:
+    def _skip_predicts_an_image(self) -> Self:
         if self.unet.global_skip and self.diffusion.predict == "epsilon":
-            raise ValueError("unet.global_skip adds a picture, but diffusion.predict is `epsilon`: use false")
+            raise ValueError("unet.global_skip adds an image, but diffusion.predict is `epsilon`: set it to false")
         return self
 
     @model_validator(mode="after")
-    def _edge_weights_are_at_hand(self) -> Self:
+    def _edge_weights_exist(self) -> Self:
         path = self.uncertainty.edge_weights
         if self.uncertainty.edges == "dexined" and path and not Path(path).is_file():
-            raise ValueError(f"uncertainty.edge_weights: {path}: no such file: fetch kornia's DexiNed, or use sobel")
+            raise ValueError(f"uncertainty.edge_weights: {path}: no such file: download kornia's DexiNed, or use sobel")
         return self
 
     @model_validator(mode="after")
@@ -74,16 +93,18 @@ class Params(Section):
         if self.atd.schedule == "x2_then_x4" and self.scale != 4:
             raise ValueError(f"atd.schedule `x2_then_x4` needs scale 4, not {self.scale}: set atd.schedule: direct_x4")
         if self.atd.schedule == "x2_then_x4" and self.train.init != "none":
-            raise ValueError("atd.schedule `x2_then_x4` and train.init both tell where ×4 starts: set train.init: none")
+            raise ValueError(
+                "atd.schedule `x2_then_x4` and train.init both set the initial ×4 weights: set train.init: none"
+            )
         return self
 
 
 def load_params(path: str | Path = "params.yaml") -> Params:
-    """Reads the settings file. Raises `ConfigError` in one line for a missing file, broken YAML or any wrong key."""
+    """Reads a settings file. Raises `ConfigError`, in one line, for a missing file, invalid YAML or a wrong key."""
     try:
         values = yaml.safe_load(Path(path).read_text())
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file: run the command in the project's folder") from None
+        raise ConfigError(f"{path}: no such file: run the command in the project folder") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     return parse(Params, values, str(path))

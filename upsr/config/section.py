@@ -1,4 +1,4 @@
-"""What all records are made of: frozen, strict, and clear about a mistake."""
+"""The base of all records: frozen and strict, with one-line errors."""
 
 from typing import Annotated, Any, TypeVar
 
@@ -6,16 +6,18 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 
 class ConfigError(ValueError):
-    """A mistake in a settings file, in one line that names the file and the key."""
+    """An error in a settings file; the message is one line that names the file and the key."""
 
 
 class Section(BaseModel):
+    """A frozen record that rejects unknown keys; the docstring under a field becomes its description."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 def ascending(pair: tuple[float, float]) -> tuple[float, float]:
     if pair[0] > pair[1]:
-        raise ValueError(f"{list(pair)} does not ascend: write the smaller value first")
+        raise ValueError(f"{list(pair)} does not ascend: put the smaller value first")
     return pair
 
 
@@ -27,7 +29,7 @@ S = TypeVar("S", bound=Section)
 
 
 def parse(record: type[S], values: Any, where: str) -> S:
-    """Builds a record from plain values; a `ConfigError` names `where`, the path of each wrong key and the remedy."""
+    """Builds a record from plain values. Raises `ConfigError`, which names `where`, each wrong key and the remedy."""
     try:
         return record.model_validate(values)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""What both trainings share, and what each sets for itself: `train`, `train_atd`, `train_unet`."""
+"""Records of what both trainings share and of each training's recipe: `train`, `train_atd`, `train_unet`."""
 
 from typing import Annotated, Literal, Self
 
@@ -8,17 +8,17 @@ from upsr.config.section import Positive, Probability, Section
 
 
 class Select(Section):
-    """What a checkpoint's validation figures count: the highest sum of weight · figure is the model."""
+    """Weights of the validation figures; the checkpoint with the highest Σ weight · figure becomes the model."""
 
     psnr: float
-    """For each dB of PSNR."""
+    """Score per dB of PSNR."""
     lpips: float
-    """For each unit of LPIPS; below 0, since less of it is better. 0: not measured."""
+    """Score per unit of LPIPS, negative because lower LPIPS is better; 0 skips the measurement."""
 
     @model_validator(mode="after")
-    def _something_counts(self) -> Self:
+    def _a_weight_is_set(self) -> Self:
         if not self.psnr and not self.lpips:
-            raise ValueError("train.select counts nothing: give psnr, lpips or both a weight other than 0")
+            raise ValueError("train.select: all weights are 0: set psnr, lpips or both to another value")
         return self
 
 
@@ -26,59 +26,70 @@ class Train(Section):
     """What both trainings share."""
 
     init: str
-    """What the trainings start from. `starter`: those that come along, where they fit; `none`: from nothing; or
-    a weights file, or a model's folder, whose networks must fit, or be widened: to 2, 3, ... times the width."""
+    """Initial weights. `starter`: the bundled weights, where they fit; `none`: train from scratch; or a weights file, a
+    model folder or the name of bundled weights. Narrower networks are widened to 2, 3, ... times their width."""
     precision: Literal["fp32", "bf16", "fp16"]
+    """Precision of the forward and backward pass; bf16 and fp16 are mixed precision."""
     compile: bool
+    """Use torch.compile: faster steps after a slow first one."""
     channels_last: bool
+    """Channels-last memory layout: faster convolutions in half precision on GPUs."""
     checkpointing: bool
-    """Compute activations again when they are needed, instead of keeping them: slower, for small cards."""
+    """Recompute activations in the backward pass instead of keeping them: slower, but needs less memory."""
     workers: Annotated[int, Field(ge=0)]
-    """Processes that read and decode, beside the training process."""
+    """Processes that read and decode training images; 0: the training process itself does."""
     log_every: Positive
+    """Steps between two log lines."""
     preview_every: Positive
+    """Steps between two preview sheets."""
     save_every: Positive
-    """Steps between two states to resume from."""
+    """Steps between two saved training states to resume from."""
     validate_every: Positive
-    """Steps between two checkpoints; one more is made at the end."""
+    """Steps between two validated checkpoints; the last step always adds one."""
     validate_pictures: Positive
-    """So many held-out pictures, cut to a patch, tell how good a checkpoint is."""
+    """Number of held-out images, cropped to a patch, that a checkpoint is validated on."""
     select: Select
+    """How the checkpoint that becomes the model is chosen."""
     keep: Positive
-    """So many checkpoints, the best by `select`, stay as files."""
+    """Number of best checkpoints, by `select`, kept as files."""
     max_bad_steps: Positive
-    """So many steps in a row with a non-finite loss or gradient end the run; seen where it logs."""
+    """Consecutive steps with a non-finite loss or gradient that stop the training; checked at each log line."""
     lpips_range: Literal["proper", "official"]
-    """`official` repeats the released code: a [-1, 1] picture handed to a metric that expects [0, 1]."""
+    """Input range of LPIPS. `proper`: [0, 1], which it expects; `official`: [-1, 1], as in the released code."""
 
 
 class Rate(Section):
-    """How long a training is, and its rate along the way."""
+    """Length of a training and its learning rate."""
 
     steps: Positive
     """Optimizer steps."""
     lr: Annotated[float, Field(gt=0)]
+    """Peak learning rate."""
     warmup: Annotated[int, Field(ge=0)]
+    """Steps of the linear warm-up to `lr`."""
     milestones: tuple[Positive, ...]
-    """Steps at which the rate is halved."""
+    """Steps at which the learning rate is halved."""
 
 
 class Recipe(Rate):
-    """What one training sets for itself."""
+    """What each training sets for itself."""
 
     batch: Positive
     """Samples per optimizer step, over all processes."""
     micro_batch: Positive
-    """Samples per forward and process; the rest is accumulated."""
+    """Samples per forward pass and process, a divisor of `batch`; gradients accumulate. Smaller needs less memory."""
     patch: Positive
-    """Side of an HR training patch."""
+    """Side of a training patch in HR pixels."""
     betas: tuple[Probability, Probability]
+    """β1 and β2 of AdamW."""
     weight_decay: Annotated[float, Field(ge=0)]
+    """Weight decay of AdamW."""
     ema: Annotated[float, Field(ge=0, lt=1)]
+    """Decay per step of the exponential moving average of the weights; larger averages over more steps."""
     clip: Annotated[float, Field(gt=0)]
-    """Largest norm of the gradient."""
+    """Maximum gradient norm; larger gradients are scaled down to it."""
     pool: Annotated[int, Field(ge=0)]
-    """Past pairs kept to mix degradations within a batch; 0: none."""
+    """Number of past pairs kept to mix degradations within a batch; 0: none."""
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:
@@ -89,9 +100,9 @@ class Recipe(Rate):
 
 class AtdRecipe(Recipe):
     x2: Rate
-    """What the ×2 training of `atd.schedule: x2_then_x4` has of its own; its LR patches are as large as those of ×4."""
+    """The ×2 training of `atd.schedule: x2_then_x4`. It shares all other values with ×4, and the size of LR patches."""
 
 
 class UnetRecipe(Recipe):
     lpips_weight: Annotated[float, Field(ge=0)]
-    """Weight of LPIPS beside the MSE in the loss."""
+    """λ of the loss MSE + λ · LPIPS; 0 leaves LPIPS out."""

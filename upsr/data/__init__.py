@@ -1,1 +1,1 @@
-"""The images that are there: sub-images, the LMDB store, training patches, benchmarks."""
+"""Images on disk: sub-images, the LMDB store, training patches, benchmarks."""

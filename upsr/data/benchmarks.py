@@ -1,4 +1,4 @@
-"""Benchmarks on disk: pairs of an LR and an HR picture, or LR pictures that have no reference."""
+"""Benchmarks on disk: pairs of an LR and an HR image, or LR images without a reference."""
 
 import hashlib
 import json
@@ -13,13 +13,13 @@ from upsr import images
 from upsr.data.known_benchmarks import KNOWN
 from upsr.files import DataError, by_stem, sha256
 
-FOLDER = Path("data/benchmarks")  # of those that are called by their plain name
-LAYOUTS = (("LRx{scale}", "HR"), ("lq", "gt"))  # names of the LR and HR folders: ours, ResShift's
+FOLDER = Path("data/benchmarks")  # of benchmarks given by a plain name
+LAYOUTS = (("LRx{scale}", "HR"), ("lq", "gt"))  # names of the LR and HR folders: this project's, ResShift's
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One picture of a benchmark; `hr` is None where there is no reference."""
+    """One image of a benchmark; `hr` is None where there is no reference."""
 
     name: str
     lr: Path
@@ -28,8 +28,8 @@ class Pair:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A benchmark's pictures by name. `lr` tells how the LR pictures came to be; `files` holds, by name below the
-    folder, each file's size in bytes and SHA-256."""
+    """A benchmark's images, sorted by name. `lr` says how the LR images were made. `files`: relative path -> (bytes,
+    SHA-256)."""
 
     name: str
     pairs: tuple[Pair, ...]
@@ -39,13 +39,13 @@ class Benchmark:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the names and contents of all files, in the order of the names."""
+        """SHA-256 of the names and hashes of all files, sorted by name."""
         lines = "".join(f"{name} {sha256}\n" for name, (_, sha256) in sorted(self.files.items()))
         return hashlib.sha256(lines.encode()).hexdigest()
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """What figures on this benchmark rest on, ready for JSON."""
+        """Identity of the benchmark, to be stored with its results as JSON."""
         known = KNOWN.get(self.name)
         return {
             "name": self.name,
@@ -60,25 +60,25 @@ class Benchmark:
 
 
 def open_benchmark(folder: str | Path, scale: int) -> Benchmark:
-    """Opens a folder with `HR/` and `LRx{scale}/`, with `gt/` and `lq/`, with RealSR's own layout, or with LR pictures.
+    """Opens a folder with `HR/` and `LRx{scale}/`, `gt/` and `lq/`, RealSR's own layout, or LR images alone.
 
-    How its LR came to be is said by the key `lr` of a `manifest.json` in the folder, or known by its name. Raises
-    `DataError` for an empty or missing folder and for a picture without its partner.
+    How LR was made is read from the key `lr` of the folder's `manifest.json`, else from the table of known benchmarks.
+    Raises `DataError` for an empty or missing folder, an image without its partner, and a manifest without `lr`.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder: {_advice(folder)}")
     pairs = _realsr(folder, scale) or _in_folders(folder, scale)
     paths = [path for pair in pairs for path in (pair.lr, pair.hr) if path]
-    files = {path.relative_to(folder).as_posix(): _identity(path) for path in paths}
+    files = {path.relative_to(folder).as_posix(): _size_and_hash(path) for path in paths}
     name = folder.resolve().name
     return Benchmark(name, tuple(pairs), scale, _origin(folder, name, pairs), files)
 
 
 def open_benchmarks(names: tuple[str, ...], scale: int) -> tuple[list[Benchmark], dict[str, str]]:
-    """The benchmarks of `evaluate.benchmarks` that are available, and by name why others are absent and what to do.
+    """(available benchmarks of `evaluate.benchmarks`, {name of an absent one: why, and what to do}).
 
-    Raises `DataError` where none is available, or two have the same name.
+    Raises `DataError` where none is available or two have the same name.
     """
     found, absent = [], {}
     for name in tqdm(names, desc="benchmarks", disable=None):
@@ -90,29 +90,29 @@ def open_benchmarks(names: tuple[str, ...], scale: int) -> tuple[list[Benchmark]
         raise DataError(f"evaluate.benchmarks: none of {', '.join(names)} is available: {'; '.join(absent.values())}")
     twice = {b.name for b in found if [c.name for c in found].count(b.name) > 1}
     if twice:
-        raise DataError(f"evaluate.benchmarks: two are called {min(twice)}: rename the folder of one")
+        raise DataError(f"evaluate.benchmarks: two are named {min(twice)}: rename the folder of one")
     return found, absent
 
 
 def locate(name: str) -> Path:
-    """Where the benchmark of `evaluate.benchmarks` is: a plain name lies below data/benchmarks, else it is a path."""
+    """Folder of an entry of `evaluate.benchmarks`: a plain name is below data/benchmarks, any other is a path."""
     return Path(name) if "/" in name else FOLDER / name
 
 
 def _advice(folder: Path) -> str:
     if known := KNOWN.get(folder.name):
         return known.advice(folder)
-    return "correct its name, or put HR/ and LRx4/ there"
+    return "correct the name, or put HR/ and LRx4/ there"
 
 
 def _in_folders(folder: Path, scale: int) -> list[Pair]:
     names = [(low.format(scale=scale), high) for low, high in LAYOUTS]
     low, high = next((pair for pair in names if any((folder / part).is_dir() for part in pair)), names[0])
     if not (folder / low).is_dir() and (folder / high).is_dir():
-        raise DataError(f"{folder / low}: no such folder, and {folder / high} is there: add the LR pictures")
+        raise DataError(f"{folder / low}: no such folder, but {folder / high} exists: add the LR images")
     lr = by_stem(images.find(folder / low if (folder / low).is_dir() else folder))
     if not lr:
-        raise DataError(f"{folder}: a benchmark without pictures: put some in {low}/ or in the folder itself")
+        raise DataError(f"{folder}: a benchmark without images: put some in {low}/ or in the folder itself")
     hr = {}
     if (folder / high).is_dir():
         hr = by_stem(images.find(folder / high))
@@ -121,21 +121,19 @@ def _in_folders(folder: Path, scale: int) -> list[Pair]:
 
 
 def _realsr(folder: Path, scale: int) -> list[Pair]:
-    """Pairs as RealSR V3 names them, CAMERA/Test/SCALE/NAME_LR4.png beside NAME_HR.png; none in another layout."""
+    """Pairs in RealSR V3's layout: CAMERA/Test/SCALE/NAME_LR4.png beside NAME_HR.png. Empty for any other layout."""
     found = sorted(folder.glob(f"*/Test/{scale}/*_LR{scale}.png"))
     pairs = [(path.name.removesuffix(f"_LR{scale}.png"), path) for path in found]
     return [Pair(name, path, path.with_name(f"{name}_HR.png")) for name, path in sorted(pairs)]
 
 
 def _check_partners(folder: Path, lr: Set[str], hr: Set[str]) -> None:
-    for there, missing in (("LR", hr - lr), ("HR", lr - hr)):
+    for kind, missing in (("LR", hr - lr), ("HR", lr - hr)):
         if missing:
-            raise DataError(
-                f"{folder}: no {there} picture of {', '.join(sorted(missing))}: add it or remove its partner"
-            )
+            raise DataError(f"{folder}: no {kind} image of {', '.join(sorted(missing))}: add it or remove its partner")
 
 
-def _identity(path: Path) -> tuple[int, str]:
+def _size_and_hash(path: Path) -> tuple[int, str]:
     try:
         return path.stat().st_size, sha256(path)
     except OSError as error:
@@ -148,7 +146,7 @@ def _origin(folder: Path, name: str, pairs: Sequence[Pair]) -> str:
         try:
             return str(json.loads(path.read_text(encoding="utf-8"))["lr"])
         except (ValueError, KeyError, TypeError):
-            raise DataError(f"{path}: holds no `lr`: say there how the LR pictures came to be") from None
+            raise DataError(f"{path}: has no key `lr`: add it and say how the LR images were made") from None
     if name in KNOWN:
         return KNOWN[name].lr
-    return "not told" if pairs[0].hr else "pictures as found, without a reference"
+    return "not stated" if pairs[0].hr else "images as found, without a reference"

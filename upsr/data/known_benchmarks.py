@@ -1,14 +1,14 @@
-"""The field's benchmarks: what each holds, how its LR was made, where to get it, and where to put it."""
+"""The field's benchmarks: contents, how LR was made, where to get them, and where to put them."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class KnownBenchmark:
-    """A benchmark that is known by its folder's name below data/benchmarks."""
+    """A public benchmark, recognised by the name of its folder below data/benchmarks."""
 
     images: int | None
-    """How many; None where the settings decide."""
+    """How many; None where params.yaml decides."""
     reference: bool
     """Whether each LR image has an HR image."""
     lr: str
@@ -16,7 +16,7 @@ class KnownBenchmark:
     address: str
     """Where to get it."""
     steps: str
-    """What to do by hand; `{folder}` is the benchmark's folder."""
+    """What the user must do; `{folder}` is the benchmark's folder."""
 
     def advice(self, folder: object) -> str:
         """One line for a benchmark that is missing: where to get it and where to put it."""
@@ -30,7 +30,7 @@ IMRESIZE = "bicubic x4 by MATLAB's imresize"
 
 
 def _classical(images: int, name: str) -> KnownBenchmark:
-    """One of the benchmarks in EDSR's archive, where it is called `name`."""
+    """A benchmark of EDSR's archive, where its folder is `name`."""
     steps = f"copy {name}/HR to {{folder}}/HR, {name}/LR_bicubic/X4 to {{folder}}/LRx4, and cut `x4` from the LR names"
     return KnownBenchmark(images, True, IMRESIZE, EDSR, steps)
 
@@ -52,8 +52,8 @@ KNOWN = {
         True,
         "ResShift's recipe, second-order degradation",
         RESSHIFT,
-        "put its gt/ and lq/ into {folder}. A set like it: 3,000 of ImageNet's validation images, the middle 256x256 "
-        "of each in {folder}/HR, and `upsr degrade {folder}/HR -o {folder}/LRx4 --seed 0`",
+        "put its gt/ and lq/ into {folder}. To make a similar set, put the central 256x256 of 3,000 ImageNet "
+        "validation images into {folder}/HR and run `upsr degrade {folder}/HR -o {folder}/LRx4 --seed 0`",
     ),
     "RealSR": KnownBenchmark(
         100,
@@ -70,4 +70,4 @@ KNOWN = {
         "copy testdata/RealSet65 to {folder}; without a reference, only metrics that need none are computed",
     ),
 }
-"""By name, in the order in which they are listed."""
+"""By name, in the order of listings."""

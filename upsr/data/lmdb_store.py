@@ -1,4 +1,4 @@
-"""The training pictures in one LMDB: a key per picture, readable by BasicSR, read lock-free by many workers."""
+"""The training images in one LMDB: a key per image, readable by BasicSR, read lock-free by many workers."""
 
 import hashlib
 import os
@@ -20,18 +20,18 @@ from tqdm import tqdm
 from upsr import images
 from upsr.files import DataError, by_stem, whole_folder
 
-FIRST_MAP = 1 << 20  # bytes; doubled whenever it is full
-BATCH = 64  # pictures in memory, and per transaction
+FIRST_MAP = 1 << 20  # bytes; doubled whenever the map is full
+BATCH = 64  # images in memory, and per transaction
 PNG = b"\x89PNG\r\n\x1a\n"
-RAW = b"RGB8"  # then height and width, each four bytes, little end first, then the pixels
+RAW = b"RGB8"  # followed by height and width (uint32, little-endian) and the pixels
 
 
 Window = Callable[[int, int], tuple[slice, slice]]
-"""(height, width) of a picture -> the rows and columns that are wanted of it."""
+"""(height, width) of an image -> the rows and columns to read."""
 
 
 class Entry(NamedTuple):
-    """One picture as it is stored."""
+    """One image as stored."""
 
     key: bytes
     value: bytes
@@ -39,27 +39,27 @@ class Entry(NamedTuple):
 
 
 def pack(folder: Path, out: Path, encoding: str) -> int:
-    """Stores every picture of `folder` in the LMDB `out`, anew, as `png`, `webp` (lossless) or `raw`; returns how many.
+    """Replaces the LMDB `out` by the images of `folder` as `png`, `webp` (lossless) or `raw`; returns how many.
 
-    `out/meta_info.txt` has BasicSR's line for each: `STEM.png (height,width,3) 1`; `out/sha256` is the digest of all
-    names and pictures. Memory: `BATCH` pictures. Raises
-    `DataError` for an empty folder and `ImageError` for an unreadable picture, and then leaves what was there.
+    `out/meta_info.txt` has BasicSR's line for each, `STEM.png (height,width,3) 1`. `out/sha256` is the digest of all
+    keys and values. Memory: `BATCH` images. Raises `DataError` for an empty folder and `ImageError` for an unreadable
+    image or a missing folder; `out` then stays as it was.
     """
     table = by_stem(images.find(folder))
     if not table:
-        raise DataError(f"{folder}: no pictures to pack: run the `crop` stage")
+        raise DataError(f"{folder}: no images to pack: run the `crop` stage")
     paths = [table[stem] for stem in sorted(table, key=str.encode)]  # LMDB's order: appending keeps its pages full
     with (
         whole_folder(out) as new,
         ThreadPoolExecutor() as pool,
         open(new / "meta_info.txt", "w", encoding="utf-8") as meta,
-        # No lock: the output has no lock.mdb. One sync at the end: until then the folder has not its name.
+        # No lock, so that the output has no lock.mdb. One sync at the end, before the folder is renamed.
         lmdb.open(str(new), map_size=FIRST_MAP, lock=False, sync=False) as env,
     ):
         digest = hashlib.sha256()
         for batch in _batches(tqdm(paths, desc="pack", disable=None)):
             entries = list(pool.map(partial(_entry, encoding=encoding), batch))
-            _put(env, entries)
+            _append(env, entries)
             digest.update(b"".join(e.key + e.value for e in entries))
             meta.writelines(f"{e.key.decode()}.png ({','.join(map(str, e.shape))}) 1\n" for e in entries)
         env.sync(True)
@@ -68,9 +68,9 @@ def pack(folder: Path, out: Path, encoding: str) -> int:
 
 
 class Reader:
-    """The pictures of a packed LMDB, by number. Raises `DataError` where there is none, or a broken one.
+    """The images of a packed LMDB, by number. Raises `DataError` where it is missing, broken or empty.
 
-    Opens once per process, whatever the number of readers, and can be sent to another process.
+    The readers of one process share one environment. A reader can be pickled and sent to another process.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -78,21 +78,21 @@ class Reader:
         with self._environment().begin() as transaction:
             self.keys = list(transaction.cursor().iternext(values=False))
         if not self.keys:
-            raise DataError(f"{path}: an LMDB without pictures: run the `pack` stage again")
+            raise DataError(f"{path}: an LMDB without images: run the `pack` stage again")
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def read(self, index: int, window: Window | None = None) -> np.ndarray:
-        """(H, W, 3) uint8 RGB, or what `window` names of it: of `raw`, nothing else is copied."""
-        with self._environment().begin(buffers=True) as transaction:  # the store's own pages, valid in this block
+        """(H, W, 3) uint8 RGB, or its `window`; of `raw`, only the window is copied. Raises `ImageError`."""
+        with self._environment().begin(buffers=True) as transaction:  # memory-mapped pages, valid in this block
             value = transaction.get(self.keys[index], b"")
-            picture = decode(value, f"{self.path}: {self.keys[index].decode()}")
-            rows, columns = window(*picture.shape[:2]) if window else (slice(None), slice(None))
-            return picture[rows, columns].copy()
+            image = decode(value, f"{self.path}: {self.keys[index].decode()}")
+            rows, columns = window(*image.shape[:2]) if window else (slice(None), slice(None))
+            return image[rows, columns].copy()
 
     def _environment(self) -> lmdb.Environment:
-        self._opened = _open(self.path, os.getpid())  # kept: the shared environment lives as long as its readers
+        self._opened = _open(self.path, os.getpid())  # a reference: the shared environment lives with its readers
         return self._opened
 
     def __getstate__(self) -> dict[str, Any]:
@@ -105,12 +105,12 @@ def encode(rgb: np.ndarray, encoding: str) -> bytes:
         return RAW + struct.pack("<II", *rgb.shape[:2]) + rgb.tobytes()
     if encoding == "png":
         return images.encode_png(rgb)
-    lossless = [cv2.IMWRITE_WEBP_QUALITY, 101]  # above 100
+    lossless = [cv2.IMWRITE_WEBP_QUALITY, 101]  # above 100 means lossless
     return cv2.imencode(".webp", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), lossless)[1].tobytes()
 
 
 def decode(value: bytes | memoryview, name: str) -> np.ndarray:
-    """Stored bytes, of whatever encoding -> (H, W, 3) uint8 RGB; of `raw`, a view of them. Raises `ImageError`."""
+    """Stored bytes of any encoding -> (H, W, 3) uint8 RGB; of `raw`, a view. Raises `ImageError`."""
     if value[: len(RAW)] != RAW:
         return images.as_rgb8(images.decode(bytes(value), name))
     start = len(RAW) + 8
@@ -125,9 +125,9 @@ def _batches(paths: Iterable[Path]) -> Iterator[list[Path]]:
 
 
 def verify(path: str | Path) -> int:
-    """Reads every picture of a store and compares the digest with the one that `pack` left; returns how many.
+    """Reads every image of a store and compares the digest with `pack`'s; returns how many images there are.
 
-    Raises `DataError` where they differ.
+    Raises `DataError` where the digests differ, and as `Reader` does.
     """
     reader, digest = Reader(path), hashlib.sha256()
     with reader._environment().begin(buffers=True) as transaction:
@@ -135,31 +135,31 @@ def verify(path: str | Path) -> int:
             digest.update(key)
             digest.update(value)
     if digest.hexdigest() != (reader.path / "sha256").read_text().strip():
-        raise DataError(f"{path}: has other bytes than were packed: run `dvc repro -f -s pack`")
+        raise DataError(f"{path}: does not match its SHA-256: run `dvc repro -f -s pack`")
     return len(reader)
 
 
 def _entry(path: Path, encoding: str) -> Entry:
     data = path.read_bytes()
     shape = _rgb_png(data)
-    if encoding == "png" and shape:  # as `crop` writes them: decoding and coding again would give the same
+    if encoding == "png" and shape:  # as `crop` writes them: the same after decoding and encoding
         return Entry(path.stem.encode(), data, shape)
     rgb = images.as_rgb8(images.decode(data, path))
     return Entry(path.stem.encode(), encode(rgb, encoding), rgb.shape)
 
 
 def _rgb_png(data: bytes) -> tuple[int, ...] | None:
-    """The shape of a PNG of 8-bit RGB whose every chunk is whole, by its checksum; None for anything else."""
-    place, header = len(PNG), b""
+    """The shape of a PNG of 8-bit RGB if every chunk matches its checksum; None for anything else."""
+    offset, header = len(PNG), b""
     if not data.startswith(PNG):
         return None
-    while place + 12 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, place)
-        end = place + 8 + length
-        if data[end : end + 4] != struct.pack(">I", zlib.crc32(memoryview(data)[place + 4 : end])):
+    while offset + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, offset)
+        end = offset + 8 + length
+        if data[end : end + 4] != struct.pack(">I", zlib.crc32(memoryview(data)[offset + 4 : end])):
             return None
-        header = header or data[place + 8 : end]
-        place = end + 4
+        header = header or data[offset + 8 : end]
+        offset = end + 4
         if kind == b"tRNS":
             return None
         if kind == b"IEND":
@@ -168,8 +168,8 @@ def _rgb_png(data: bytes) -> tuple[int, ...] | None:
     return None
 
 
-def _put(env: lmdb.Environment, entries: list[Entry]) -> None:
-    """One transaction; done again in a map of twice the size where it does not fit."""
+def _append(env: lmdb.Environment, entries: list[Entry]) -> None:
+    """One transaction, repeated with a map of twice the size while it does not fit."""
     while True:
         try:
             with env.begin(write=True) as transaction:
@@ -188,25 +188,25 @@ def _open(path: Path, process: int) -> lmdb.Environment:
     env = _environments.get((path, process))
     if env is None:
         _close_inherited(path)
-        env = _environments[path, process] = _open_whole(path)
+        env = _environments[path, process] = _open_checked(path)
     return env
 
 
 def _close_inherited(path: Path) -> None:
-    """After a fork the parent's environment counts as open here too, and may not be used."""
+    """After a fork the parent's environment is still registered in the child, which may not use it."""
     for (opened, _), env in list(_environments.items()):
         if opened == path:
             env.close()
 
 
-def _open_whole(path: Path) -> lmdb.Environment:
+def _open_checked(path: Path) -> lmdb.Environment:
     if not (path / "data.mdb").is_file():
-        raise DataError(f"{path}: no LMDB there: run the `pack` stage")
+        raise DataError(f"{path}: no such LMDB: run the `pack` stage")
     try:
         env = lmdb.open(str(path), readonly=True, lock=False, readahead=False)
     except lmdb.Error as error:
         raise DataError(f"{path}: not a readable LMDB ({error}): run the `pack` stage again") from None
-    # A page beyond the file's end would kill the process with a bus error.
+    # Reading a page beyond the end of the file would kill the process with a bus error.
     if (path / "data.mdb").stat().st_size < (env.info()["last_pgno"] + 1) * env.stat()["psize"]:
         raise DataError(f"{path}: the LMDB is truncated: run the `pack` stage again")
     return env

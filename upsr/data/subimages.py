@@ -1,4 +1,4 @@
-"""Cuts photographs into overlapping sub-images, so that a training sample costs a small decode."""
+"""Cuts photographs into overlapping sub-images, so that a training sample decodes a small image."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +16,7 @@ from upsr.files import DataError, by_stem, report_corrupt, whole_folder
 
 
 class Cut(NamedTuple):
-    """What became of one picture; `fault` says why it could not be read."""
+    """Result for one image: sub-images written, flat ones dropped, kept whole or not; `fault`: why it is unreadable."""
 
     file: str
     written: int = 0
@@ -28,28 +28,28 @@ class Cut(NamedTuple):
 def crop(
     folder: Path, out: Path, *, size: int, step: int, threshold: int, min_gradient: float, on_corrupt: str
 ) -> dict[str, Any]:
-    """Fills `out` anew with `STEM_s001.png` ... of every picture in `folder`, by BasicSR's geometry.
+    """Replaces `out` by `STEM_s001.png` ... of every image in `folder`, in BasicSR's geometry.
 
-    Returns what it writes to `out/report.json`, in which every file of `folder` is: how many sub-images each picture
-    gave, a message for each corrupt one, the files that are no pictures; and how many sub-images there are, how many
-    were flat, and how many pictures were no larger than `size` and so kept whole. Memory: one picture per thread.
-    Raises `DataError`.
+    Returns the contents of `out/report.json`, which accounts for every file of `folder`: sub-images per image, a
+    message per corrupt image, the other files; and the totals of sub-images, flat ones, and images no larger than
+    `size`, which are kept whole. Memory: one image per thread. Raises `DataError` where no sub-image results, two
+    images share a stem, or one is corrupt and `on_corrupt` is `fail`; `ImageError` where `folder` does not exist.
     """
     paths = list(by_stem(images.find(folder)).values())
     with whole_folder(out) as new:
         work = partial(_crop_one, out=new, size=size, step=step, threshold=threshold, min_gradient=min_gradient)
-        with ThreadPoolExecutor() as pool:  # OpenCV codes and decodes outside Python's lock
+        with ThreadPoolExecutor() as pool:  # OpenCV releases the GIL
             results = list(tqdm(pool.map(work, paths), total=len(paths), desc="crop", disable=None))
         report = _report(results) | {"ignored": _others(folder, paths)}
         report_corrupt(report["corrupt"], on_corrupt)
         if not report["subimages"]:
-            raise DataError(f"{folder}: gave no sub-image: run the `download` stage, or lower crop.min_gradient")
+            raise DataError(f"{folder}: gives no sub-image: run the `download` stage, or lower crop.min_gradient")
         (new / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return report
 
 
 def positions(length: int, size: int, step: int, threshold: int) -> list[int]:
-    """Where sub-images start along one side: every `step`, and flush with the edge if more than `threshold` is left."""
+    """Starts of the sub-images along one side: every `step`, and one at the edge if more than `threshold` is left."""
     starts = list(range(0, max(length - size, 0) + 1, step))
     return [*starts, length - size] if length - (starts[-1] + size) > threshold else starts
 
@@ -61,19 +61,19 @@ def gradient_energy(rgb: np.ndarray) -> float:
 
 
 def _crop_one(path: Path, *, out: Path, size: int, step: int, threshold: int, min_gradient: float) -> Cut:
-    """Writes one picture's sub-images; a flat one keeps its number, so that names do not depend on `min_gradient`."""
+    """Writes one image's sub-images. A flat one uses up a number, so that names do not depend on `min_gradient`."""
     try:
         rgb = images.read_rgb(path)
     except images.ImageError as error:
         return Cut(path.name, fault=str(error))
     written = flat = 0
-    places = product(*(positions(side, size, step, threshold) for side in rgb.shape[:2]))
-    for number, (y, x) in enumerate(places, start=1):
+    corners = product(*(positions(side, size, step, threshold) for side in rgb.shape[:2]))
+    for number, (y, x) in enumerate(corners, start=1):
         part = rgb[y : y + size, x : x + size]
         if min_gradient and gradient_energy(part) < min_gradient:
             flat += 1
             continue
-        (out / f"{path.stem}_s{number:03d}.png").write_bytes(images.encode_png(part))  # atomic is the folder as a whole
+        (out / f"{path.stem}_s{number:03d}.png").write_bytes(images.encode_png(part))
         written += 1
     return Cut(path.name, written, flat, max(rgb.shape[:2]) <= size)
 
@@ -89,7 +89,7 @@ def _report(results: list[Cut]) -> dict[str, Any]:
     }
 
 
-def _others(folder: Path, pictures: list[Path]) -> list[str]:
-    """What else lies in a folder; the manifest that `download` leaves there is no news."""
-    known = {path.name for path in pictures} | {"manifest.json"}
+def _others(folder: Path, used: list[Path]) -> list[str]:
+    """Names of the other files in a folder, except the manifest of `download`."""
+    known = {path.name for path in used} | {"manifest.json"}
     return sorted(path.name for path in folder.iterdir() if path.name not in known)

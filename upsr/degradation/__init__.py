@@ -1,1 +1,1 @@
-"""Real-ESRGAN's second-order degradation: it makes the LR picture that a network learns to undo (METHOD.md)."""
+"""Real-ESRGAN's second-order degradation: it makes the LR images that a network learns to restore."""

@@ -1,4 +1,4 @@
-"""What is random in the degradation of a batch, drawn so that it does not matter how the batch was split."""
+"""Random draws for the degradation of a batch; they do not depend on how the batch is split."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,10 +11,10 @@ Range = tuple[float, float]
 
 
 class Draws:
-    """Randomness of the samples `first` to `first + count - 1` of a global batch that `seed` names.
+    """Random draws for the samples `first` to `first + count - 1` of the global batch that `seed` identifies.
 
-    What a batch has in common is drawn from `seed` alone, what is a sample's own from `seed` and its number: whoever
-    degrades a sample, in whatever company, draws the same for it.
+    Values shared by the batch are drawn from `seed` alone, a sample's own from `seed` and its number. So a sample's
+    draws do not depend on the process or on the other samples.
     """
 
     def __init__(self, seed: Sequence[int], first: int, count: int, device: torch.device) -> None:
@@ -23,29 +23,29 @@ class Draws:
         self.fields = [torch.Generator(device).manual_seed(int(rng.integers(2**63))) for rng in self.samples]
         self.device = device
         self.notes: dict[str, Any] = {}
-        """What was drawn, by name: one value, or a list with one for each sample."""
+        """What was drawn, by name: one value, or a list with one value per sample."""
 
     def uniform(self, name: str, bounds: Range) -> Tensor:
-        """(B,): a number for each sample."""
+        """One number per sample, uniform within `bounds`: (B,) float32 on the device."""
         values = [rng.uniform(*bounds) for rng in self.samples]
         self.notes[name] = values
         return self.send(np.array(values, np.float32))
 
     def chance(self, name: str, probability: float) -> list[bool]:
-        """A flag for each sample, set with that probability; on the host, where it decides what is computed."""
+        """One flag per sample, true with that probability. Kept on the host, where it decides what is computed."""
         flags = [bool(rng.random() < probability) for rng in self.samples]
         self.notes[name] = flags
         return flags
 
     def of_sample(self, number: int) -> dict[str, Any]:
-        """The notes of one of the samples."""
+        """The notes of one sample."""
         return {name: value[number] if isinstance(value, list) else value for name, value in self.notes.items()}
 
     def send(self, values: np.ndarray) -> Tensor:
-        """Brings numbers to the device, without waiting for it."""
+        """Copies an array to the device without waiting for it."""
         return torch.from_numpy(values).to(self.device, non_blocking=True)
 
 
 def sample_generator(seed: Sequence[int], number: int) -> np.random.Generator:
-    """The generator of one sample of a global batch; a spawn key cannot collide with a longer seed's last number."""
+    """The generator of sample `number` of a global batch; a spawn key cannot collide with a longer seed."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(number,)))

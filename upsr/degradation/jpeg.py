@@ -1,4 +1,4 @@
-"""JPEG's loss on a batch on its device: colour, chroma at half size, DCT and quantisation; nothing is entropy-coded."""
+"""JPEG's losses on the device: colour conversion, chroma at half size, DCT, quantisation. No entropy coding."""
 
 import functools
 import math
@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# ITU-R T.81, tables K.1 and K.2. K.1 is used transposed, as in the DiffJPEG that Real-ESRGAN and UPSR train with: a
-# slip of theirs (libjpeg's result is half as far from the untransposed one), kept so that the data are theirs.
+# ITU-R T.81, tables K.1 and K.2. K.1 is used transposed, as in the DiffJPEG that Real-ESRGAN and UPSR train with.
+# That is a mistake (untransposed, the result is twice as close to libjpeg's), kept to make the same training data.
 LUMA = (
     (16, 11, 10, 16, 24, 40, 51, 61),
     (12, 12, 14, 19, 26, 58, 60, 55),
@@ -26,9 +26,9 @@ YCBCR_TO_RGB = ((1, 0, 1.402), (1, -0.344136, -0.714136), (1, 1.772, 0))
 
 
 def jpeg(x: Tensor, quality: Tensor) -> Tensor:
-    """(B, 3, H, W) RGB in [0, 1], any size, and `quality` (B,) in 1..100 -> the picture after JPEG 4:2:0, in [0, 1]."""
+    """(B, 3, H, W) RGB in [0, 1], any size, and `quality` (B,) in 1..100 -> the image after JPEG 4:2:0, in [0, 1]."""
     height, width = x.shape[2:]
-    # By its edge pixels, as encoders do: black would colour the last blocks.
+    # Repeats the edge pixels, as encoders do: black would colour the last blocks.
     if height % 16 or width % 16:
         x = F.pad(x, (0, -width % 16, 0, -height % 16), mode="replicate")
     factor = torch.where(quality < 50, 50 / quality, 2 - quality / 50).view(-1, 1, 1, 1)
@@ -37,7 +37,7 @@ def jpeg(x: Tensor, quality: Tensor) -> Tensor:
 
 
 def _code(x: Tensor, factor: Tensor) -> Tensor:
-    """RGB minus 128 -> the same, coded. The shift is JPEG's own: it takes 128 from Y and leaves Cb, Cr around 0."""
+    """RGB minus 128 -> the same after coding. JPEG's own shift: it takes 128 from Y and keeps Cb, Cr around 0."""
     dct, luma, chroma, to_ycbcr, to_rgb = _constants(x.device)
     planes = (to_ycbcr @ x.flatten(2)).view_as(x)
     y = _quantise(planes[:, :1], dct, luma * factor)
@@ -49,7 +49,7 @@ def _code(x: Tensor, factor: Tensor) -> Tensor:
 def _quantise(planes: Tensor, dct: Tensor, table: Tensor) -> Tensor:
     """Rounds the DCT coefficients of each 8x8 block of (B, C, H, W) to multiples of `table` (B, 1, 64, 1)."""
     b, c, h, w = planes.shape
-    table = table.clamp(min=1)  # as libjpeg; without it quality 100 divides by zero
+    table = table.clamp(min=1)  # as in libjpeg: quality 100 would divide by zero
     blocks = F.pixel_unshuffle(planes, 8).view(b, c, 64, -1)
     blocks = dct.T @ (dct @ blocks).div_(table).round_().mul_(table)
     return F.pixel_shuffle(blocks.view(b, c * 64, h // 8, w // 8), 8)
@@ -59,7 +59,7 @@ def _quantise(planes: Tensor, dct: Tensor, table: Tensor) -> Tensor:
 def _constants(device: torch.device) -> tuple[Tensor, ...]:
     """The 64x64 matrix of the 2-D DCT (orthonormal: its transpose inverts it), both tables, both colour matrices.
 
-    Kept per device, since a copy from the host would make every call wait.
+    Cached per device: a copy from the host would make every call wait.
     """
     u, i = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")
     dct = torch.cos((2 * i + 1) * u * math.pi / 16) / 2

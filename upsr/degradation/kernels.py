@@ -1,4 +1,4 @@
-"""Blur kernels of Real-ESRGAN (arXiv 2107.10833, section 3.2 and 3.4): (size, size) float64 arrays that sum to 1."""
+"""Blur kernels of Real-ESRGAN (arXiv 2107.10833, sections 3.2 and 3.4): (size, size) float64 arrays that sum to 1."""
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ def sinc_kernel(size: int, cutoff: float) -> np.ndarray:
     """The circular ideal low-pass ω J1(ω r) / (2π r), ω²/4π at r = 0; ω = `cutoff` in radians per pixel, at most π."""
     x, y = _grid(size)
     r = np.hypot(x, y)
-    r[size // 2, size // 2] = 1  # any value but 0: the limit is put there below
+    r[size // 2, size // 2] = 1  # any value but 0: the limit is set below
     j1 = torch.special.bessel_j1(torch.from_numpy(cutoff * r)).numpy()
     kernel = cutoff * j1 / (2 * np.pi * r)
     kernel[size // 2, size // 2] = cutoff**2 / (4 * np.pi)
@@ -45,7 +45,7 @@ def random_kernel(
     generalized_beta: Pair,
     plateau_beta: Pair,
 ) -> np.ndarray:
-    """Draws a kernel as the keys of `config.Blur` say, zero-padded to the largest size; without blur, the identity."""
+    """Draws a kernel by the keys of `config.Blur`, zero-padded to the largest size; without blur, the identity."""
     if rng.random() >= probability:
         return _padded(IDENTITY, kernel_size[1])
     size = _random_size(rng, kernel_size)
@@ -58,7 +58,7 @@ def random_kernel(
 
 
 def random_final_sinc(rng: np.random.Generator, *, probability: float, kernel_size: tuple[int, int]) -> np.ndarray:
-    """Draws the sinc kernel that ends the degradation, zero-padded to the largest size; else the identity."""
+    """Draws the final sinc kernel with this probability, else the identity; zero-padded to the largest size."""
     if rng.random() >= probability:
         return _padded(IDENTITY, kernel_size[1])
     kernel = sinc_kernel(_random_size(rng, kernel_size), rng.uniform(np.pi / 3, np.pi))
@@ -66,9 +66,9 @@ def random_final_sinc(rng: np.random.Generator, *, probability: float, kernel_si
 
 
 def spread(kernel: np.ndarray) -> float:
-    """How far a kernel reaches, in pixels: the root of its mean squared distance, per axis; 0 for the identity.
+    """A kernel's root mean squared distance from its centre, per axis, in pixels; 0 for the identity.
 
-    A Gaussian's is its sigma, as far as its window holds it.
+    For a Gaussian that fits its window, this is sigma.
     """
     x, y = _grid(len(kernel))
     weights = np.abs(kernel) / np.abs(kernel).sum()
@@ -96,7 +96,7 @@ def _random_bell(
 
 
 def _random_beta(rng: np.random.Generator, bounds: Pair) -> float:
-    """Half of the draws below 1 and half above, however far the bounds lie from it."""
+    """Half of the draws are below 1 and half above, whatever the bounds."""
     return rng.uniform(bounds[0], 1) if rng.random() < 0.5 else rng.uniform(1, bounds[1])
 
 

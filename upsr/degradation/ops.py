@@ -1,7 +1,7 @@
-"""The operations of the degradation on (B, 3, H, W) float32 pictures in [0, 1].
+"""The operations of the degradation, on (B, 3, H, W) float32 images in [0, 1].
 
-What is random in the parameters is drawn from a numpy generator on the CPU and sent to the device; the noise itself is
-drawn on the device. Nothing comes back from the device, so that a GPU is never waited for.
+Random parameters are drawn from numpy generators on the CPU and sent to the device; noise is drawn on the device.
+Nothing is read back, so the CPU never waits for the GPU.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ USM_RADIUS, USM_WEIGHT, USM_THRESHOLD = 25, 0.5, 10
 def filter2d(x: Tensor, kernels: Tensor) -> Tensor:
     """Correlates sample b of (B, C, H, W) with kernel b of (B, kh, kw), odd sides; the border is reflected."""
     batch, channels = x.shape[:2]
-    # Every channel of every sample becomes a channel of one picture, filtered by its own kernel.
+    # Every channel of every sample becomes a channel of one image, filtered by its own kernel.
     planes = _reflect(x, kernels.shape[1] // 2, kernels.shape[2] // 2).flatten(0, 1)
     weights = kernels.repeat_interleave(channels, dim=0)[:, None]
     with torch.autocast(x.device.type, enabled=False):
@@ -30,7 +30,7 @@ def filter2d(x: Tensor, kernels: Tensor) -> Tensor:
 
 
 def _reflect(x: Tensor, rows: int, columns: int) -> Tensor:
-    """Continues the picture on all sides by reflection."""
+    """Pads all sides by reflection, repeated where the image is smaller than the padding."""
     if x.shape[2] > rows and x.shape[3] > columns:
         return F.pad(x, (columns, columns, rows, rows), mode="reflect")
     height, width = x.shape[2:]
@@ -47,20 +47,20 @@ def usm_sharpen(x: Tensor) -> Tensor:
 
 
 def _usm_blur(x: Tensor) -> Tensor:
-    sigma = 0.3 * (USM_RADIUS - 1) + 0.8  # what OpenCV derives from the size when it is given no sigma
+    sigma = 0.3 * (USM_RADIUS - 1) + 0.8  # what OpenCV derives from the kernel size if no sigma is given
     bell = torch.exp(-0.5 * (torch.arange(-USM_RADIUS, USM_RADIUS + 1, device=x.device) / sigma) ** 2)
     kernels = (bell / bell.sum()).expand(len(x), -1)
     return filter2d(filter2d(x, kernels[:, :, None]), kernels[:, None, :])
 
 
 def random_factor(rng: np.random.Generator, *, up_down_keep: tuple[float, ...], range: tuple[float, float]) -> float:
-    """Draws by which factor a picture is resized, as the keys of `config.Resize` say."""
+    """Draws the factor of a resize by the keys of `config.Resize`."""
     bounds = ((1, range[1]), (range[0], 1), (1, 1))
     return rng.uniform(*bounds[rng.choice(3, p=np.divide(up_down_keep, sum(up_down_keep)))])
 
 
 def random_resize(x: Tensor, name: str, size: Sequence[int], draws: Draws) -> Tensor:
-    """Resizes to (height, width) by area, bilinear or bicubic interpolation, which may leave [0, 1]."""
+    """Resizes to (height, width) by area, bilinear or bicubic interpolation. The result may leave [0, 1]."""
     draws.notes[f"{name}.mode"] = mode = MODES[draws.batch.integers(len(MODES))]
     return F.interpolate(x, tuple(size), mode=mode)
 
@@ -75,7 +75,7 @@ def random_noise(
     poisson_scale: tuple[float, float],
     gray: float,
 ) -> Tensor:
-    """Adds noise as the keys of `config.Noise` say: one kind for the batch, strength and greyness per sample."""
+    """Adds noise by the keys of `config.Noise`: one kind per batch, strength and greyness per sample."""
     is_gray = draws.chance(f"{name}.gray", gray)
     if draws.batch.random() < gaussian:
         return gaussian_noise(x, draws.uniform(f"{name}.sigma", sigma), is_gray, draws.fields)
@@ -83,9 +83,9 @@ def random_noise(
 
 
 def gaussian_noise(x: Tensor, sigma: Tensor, gray: Sequence[bool], fields: Sequence[torch.Generator]) -> Tensor:
-    """Adds N(0, σ²), σ (B,) on the 0..255 scale, the same in all channels where `gray` (B) is set; clips to [0, 1].
+    """Adds N(0, σ²), σ (B,) on the 0..255 scale; one field for all channels where `gray` (B) is set. Clips to [0, 1].
 
-    Each sample's noise comes from its own generator of `fields`.
+    Each sample's noise comes from its own generator in `fields`.
     """
     shape, draw = x.shape[2:], partial(torch.randn, device=x.device)
     noise = [draw(1 if one else 3, *shape, generator=f).expand(3, *shape) for one, f in zip(gray, fields, strict=True)]
@@ -93,10 +93,10 @@ def gaussian_noise(x: Tensor, sigma: Tensor, gray: Sequence[bool], fields: Seque
 
 
 def poisson_noise(x: Tensor, scale: Tensor, gray: Sequence[bool], fields: Sequence[torch.Generator]) -> Tensor:
-    """Adds `scale` (B,) times the noise of counting photons: Poisson(v x)/v - x, v from `_photons`; clips to [0, 1].
+    """Adds `scale` (B,) times photon noise: Poisson(v x)/v - x, v from `_photons`. Clips to [0, 1].
 
-    Where `gray` (B) is set, the photons are those of the grey picture and the noise is the same in all channels. Each
-    sample's noise comes from its own generator of `fields`.
+    Where `gray` (B) is set, photons are counted on the grey image and all channels get the same noise. Each sample's
+    noise comes from its own generator in `fields`.
     """
     is_gray = per_sample(torch.tensor(gray).to(x.device, non_blocking=True))
     rate = round8(torch.where(is_gray, 0.299 * x[:, :1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:], x))
@@ -118,5 +118,5 @@ def _photons(x: Tensor) -> Tensor:
 
 
 def per_sample(values: Tensor) -> Tensor:
-    """(B,) -> (B, 1, 1, 1), to meet pictures."""
+    """(B,) -> (B, 1, 1, 1), to broadcast against images."""
     return values.view(-1, 1, 1, 1)

@@ -16,7 +16,7 @@ from upsr.images import number_of, resize, round8
 
 
 def build_degradation(cfg: Degradation, scale: int) -> "SecondOrder":
-    """The degradation that the section `degradation` of params.yaml describes."""
+    """The degradation of the config section `degradation`."""
     return SecondOrder(**dict(cfg), scale=scale)
 
 
@@ -33,33 +33,33 @@ class SecondOrder:
 
     @torch.no_grad()
     def target(self, hr: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] -> what a network is to restore and the LR is to be made from: sharpened if `usm`."""
+        """HR (B, 3, H, W) in [0, 1] -> the target to restore, from which LR is made: sharpened if `usm`."""
         return ops.usm_sharpen(hr.float()) if self.usm else hr
 
     @torch.no_grad()
     def __call__(self, hr: Tensor, seed: Sequence[int], first: int = 0) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> (B, 3, H/scale, W/scale) float32, rounded to 8 bit.
 
-        Everything random is a function of `seed`, non-negative numbers such as (seed, step), and of a sample's number
-        in the global batch, of which these are the samples from `first` on.
+        All randomness is a function of `seed` (non-negative numbers such as (seed, step)) and of each sample's number
+        in the global batch; `first` is the number of the first sample.
         """
         return self.drawn(hr, seed, first)[0]
 
     @torch.no_grad()
     def drawn(self, hr: Tensor, seed: Sequence[int], first: int = 0) -> tuple[Tensor, list[dict[str, Any]]]:
-        """The same, with what each sample was made by, by the names of the keys."""
+        """As `__call__`, with the drawn values of each sample, named by config key."""
         draws = Draws(seed, first, len(hr), hr.device)
         size = (hr.shape[2] // self.scale, hr.shape[3] // self.scale)
         x = _degrade(hr.float(), "first", self.first, hr.shape[2:], draws)
         x = _compress(x, "first", self.first, draws)
         x = _degrade(x, "second", self.second, size, draws)
-        # A picture on the web was resized and sharpened before it was last saved, or after.
+        # An image on the web was resized and sharpened before it was last saved, or after.
         draws.notes["jpeg_last"] = last = bool(draws.batch.random() < 0.5)
         if last:
             x = _compress(self._finish(x, size, draws), "second", self.second, draws)
         else:
             x = self._finish(_compress(x, "second", self.second, draws), size, draws)
-        # Drawn last, so that the samples that are not plain are what they would be without the key.
+        # Drawn last, so that the key does not change the samples that are not plain.
         plain = draws.chance("plain", self.plain)
         if any(plain):
             x = torch.where(ops.per_sample(draws.send(np.array(plain))), resize(hr.float(), size), x)
@@ -67,16 +67,16 @@ class SecondOrder:
 
     @torch.no_grad()
     def named(self, hr: Tensor, name: str, seed: Sequence[int] = ()) -> tuple[Tensor, dict[str, Any]]:
-        """The LR of one named image: (1, 3, H, W) in [0, 1] -> (1, 3, H/scale, W/scale), and what it was made by.
+        """One named image, (1, 3, H, W) in [0, 1] -> its LR, (1, 3, H/scale, W/scale), and the drawn values.
 
-        The only source of LR images outside training batches: held-out benchmarks, validation, `upsr degrade`.
-        Everything random is a function of the name and of `seed`, whatever other images there are.
+        The only source of LR images outside training batches: held-out benchmarks, validation, `upsr degrade`. All
+        randomness is a function of the name and `seed`, not of other images.
         """
         lr, notes = self.drawn(self.target(hr), (*seed, number_of(name)))
         return lr, notes[0]
 
     def _finish(self, x: Tensor, size: Sequence[int], draws: Draws) -> Tensor:
-        """Brings the picture to its last size and lets it ring."""
+        """Resizes to the final size and applies the final sinc filter, which adds ringing."""
         bounds = self.second.blur.kernel_size
         make = partial(kernels.random_final_sinc, probability=self.final_sinc, kernel_size=bounds)
         x = ops.random_resize(x, "final.resize", size, draws)
@@ -94,7 +94,7 @@ def _degrade(x: Tensor, name: str, values: Round, base: Sequence[int], draws: Dr
 
 
 def _kernels(name: str, make: Callable[[np.random.Generator], np.ndarray], draws: Draws) -> Tensor:
-    """(B, k, k): each sample's own; of each the spread is noted."""
+    """One kernel per sample, (B, k, k); notes the spread of each."""
     drawn = [make(rng) for rng in draws.samples]
     draws.notes[f"{name}.spread"] = [kernels.spread(kernel) for kernel in drawn]
     return draws.send(np.stack(drawn).astype(np.float32))

@@ -1,7 +1,7 @@
-"""Where a picture has detail: its edges E and its high frequencies H.
+"""Where an image has detail: its edges E and its high frequencies H.
 
-Both are measured in units of LR pixels, so that y and its enlarged successors tell of the same things: `pixel` is the
-side of a picture's pixel in LR pixels, 1 for y, 1/s for a picture at HR size.
+Both are measured in LR pixels, so the values of y and of images at HR size are comparable. `pixel` is the side of an
+image's pixel in LR pixels: 1 for y, 1/s at HR size.
 """
 
 from collections.abc import Callable
@@ -13,31 +13,37 @@ from torch import Tensor
 
 from upsr.images import pad_to
 
-LEAST = 1 / 255  # a picture in which nothing exceeds one grey level is flat, not full of weak edges
+LEAST = 1 / 255  # an image in which nothing exceeds one grey level is flat, not full of weak edges
 DEXINED_MEAN = (103.939, 116.779, 123.68)  # blue, green, red
-DEXINED_STEP = 16  # its side outputs are so many times smaller
+DEXINED_STEP = 16  # it downsamples by this factor, so sides must be multiples of it
 
 Detector = Callable[[Tensor, float], Tensor]
-"""(picture (B, 3, H, W) in [0, 1], pixel) -> how much of an edge each place is, (B, 1, H, W), from 0."""
+"""(image (B, 3, H, W) in [0, 1], pixel) -> edge strength of each pixel, (B, 1, H, W), at least 0."""
 
 
 def gray(x: Tensor) -> Tensor:
-    """Luma of BT.601, full range, (B, 1, H, W)."""
+    """(B, 3, H, W) in [0, 1] -> (B, 1, H, W) in [0, 1]: full-range luma of BT.601."""
     return (x * x.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
 def sobel(x: Tensor, pixel: float) -> Tensor:
-    """The gradient's magnitude per LR pixel, by Sobel's filters."""
+    """(B, 3, H, W) in [0, 1] -> (B, 1, H, W), at least 0: the gradient's magnitude per LR pixel, by Sobel's filters.
+
+    Raises `ValueError` where kornia is not installed.
+    """
     try:
         from kornia.filters import spatial_gradient
     except ImportError:
-        raise ValueError("uncertainty.variant: edges need kornia: pip install kornia, or choose `residual`") from None
+        raise ValueError("uncertainty.variant: edges need kornia: pip install kornia, or use `residual`") from None
     gradient: Tensor = spatial_gradient(gray(x), "sobel")
     return gradient.norm(dim=2) / pixel
 
 
 class LearnedEdges(nn.Module):
-    """A trained DexiNed (Soria et al., WACV 2020): the probability of an edge. Its weights come with the model's."""
+    """A trained DexiNed (Soria et al., WACV 2020): (B, 3, H, W) in [0, 1] -> edge probability, (B, 1, H, W).
+
+    A model's weights file includes its weights. Raises `ValueError` where kornia is not installed.
+    """
 
     mean: Tensor
 
@@ -51,16 +57,18 @@ class LearnedEdges(nn.Module):
         self.register_buffer("mean", torch.tensor(DEXINED_MEAN).view(1, 3, 1, 1), persistent=False)
 
     def load(self, path: str | Path) -> None:
-        """Reads kornia's checkpoint, executing nothing. Raises `ValueError` for another file."""
+        """Loads kornia's checkpoint without executing it. Raises `FileNotFoundError`; `ValueError` for another file."""
         try:
             self.network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         except FileNotFoundError:
             raise
         except Exception:  # torch raises a dozen kinds for broken and for foreign files
-            raise ValueError(f"uncertainty.edge_weights: {path}: not the weights of kornia's DexiNed") from None
+            raise ValueError(
+                f"uncertainty.edge_weights: {path}: not the weights of kornia's DexiNed: fetch them, or use sobel"
+            ) from None
 
     def train(self, mode: bool = True) -> "LearnedEdges":
-        """Stays as it was trained: its batch statistics never move."""
+        """Always stays in evaluation mode: the batch statistics are fixed."""
         return super().train(False)
 
     def forward(self, x: Tensor, pixel: float) -> Tensor:
@@ -70,10 +78,10 @@ class LearnedEdges(nn.Module):
 
 
 def high_pass(x: Tensor, pixel: float, cutoff: float, softness: float) -> Tensor:
-    """|F⁻¹(T(r) · F(x))|: what varies faster than `cutoff` (1: LR's Nyquist frequency), (B, 1, H, W), from 0.
+    """(B, 3, H, W) in [0, 1] -> |F⁻¹(T(r) · F(x))|, (B, 1, H, W), at least 0: what varies faster than `cutoff`.
 
-    T rises from 0 to 1 over a width of `softness` around the cutoff, without a corner (3s² − 2s³), so that an edge
-    does not ring across the picture. The picture is continued by its mirror image, so that its borders are no edges.
+    A cutoff of 1 is the LR Nyquist frequency. T rises smoothly from 0 to 1 (3s² − 2s³) over a width of `softness`
+    around it, so an edge does not ring across the image. The image is mirrored, so its borders are not edges.
     """
     x = gray(x)
     height, width = x.shape[2:]
@@ -88,7 +96,7 @@ def high_pass(x: Tensor, pixel: float, cutoff: float, softness: float) -> Tensor
 
 
 def unit(x: Tensor, percentile: float) -> Tensor:
-    """(B, C, H, W) from 0 -> (B, C, 1, 1): the magnitude that `percentile` % of the places do not exceed."""
+    """(B, C, H, W) -> (B, C, 1, 1), at least 1/255: the value that `percentile` % of the pixels do not exceed."""
     flat = x.flatten(2)
     rank = max(1, round(percentile / 100 * flat.shape[2]))
     return flat.kthvalue(rank, dim=2).values.clamp(min=LEAST)[:, :, None, None]

@@ -1,16 +1,16 @@
-"""One noise field for a picture of any size, of which any part can be had without the rest."""
+"""One noise field for an image of any size; any part of it can be drawn alone."""
 
 import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK = 64  # side of the squares that the field is drawn in
+BLOCK = 64  # side of the squares in which the field is drawn
 
 
 def field(seed: int, t: int, top: int, left: int, height: int, width: int) -> Tensor:
-    """(1, 3, height, width) of the standard normal field of (seed, t), from (top, left) on; always the same values.
+    """A part of the standard normal field of (seed, t): (1, 3, height, width) at (top, left), always the same values.
 
-    Drawn on the CPU block by block, each block from a generator of its own, so that tiles of any size see one field.
+    It is drawn on the CPU in blocks, each with its own generator, so tiles of any size are cut from one field.
     """
     rows = range(top // BLOCK, -(-(top + height) // BLOCK))
     columns = range(left // BLOCK, -(-(left + width) // BLOCK))

@@ -1,4 +1,4 @@
-"""The diffusion between a picture x0 and its upsampled LR version y↑, with weighted noise (UPSR, section 3)."""
+"""The diffusion between an image x0 and its upsampled LR version y↑, with weighted noise (UPSR, section 3)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from upsr.diffusion.schedule import sqrt_eta_schedule
 
 @dataclass(frozen=True)
 class Process:
-    """The formulas of one chain. Pictures and noise are (B, C, H, W) in about [-1, 1]; t is (B,), from 1 to T."""
+    """The formulas of one chain. Images (about [-1, 1]), noise and weights are (B, C, H, W); t is (B,), from 1 to T."""
 
     sqrt_eta: Tensor
     """(T+1,) √η_0 … √η_T, η_0 = 0."""
@@ -19,10 +19,11 @@ class Process:
 
     @property
     def steps(self) -> int:
+        """T."""
         return len(self.sqrt_eta) - 1
 
     def respaced(self, times: Sequence[int]) -> "Process":
-        """The chain that visits only these of the time steps."""
+        """The chain that visits only these timesteps, given in ascending order."""
         return Process(self.sqrt_eta[[0, *times]], self.kappa)
 
     def eta(self, t: Tensor) -> Tensor:
@@ -56,13 +57,16 @@ class Process:
         return (x_t - self.q_mean(x0, y_up, t)) / (self.noise_level(t) * weight)
 
     def x0_from_epsilon(self, x_t: Tensor, epsilon: Tensor, y_up: Tensor, weight: Tensor, t: Tensor) -> Tensor:
-        """x0 = (x_t − η_t y↑ − κ √η_t w ⊙ ε) / (1 − η_t); an error of ε grows by κ√η_t/(1−η_t), so mind large η_t."""
+        """x0 = (x_t − η_t y↑ − κ √η_t w ⊙ ε) / (1 − η_t).
+
+        An error of ε is multiplied by κ √η_t w / (1−η_t), which is large where η_t is near 1.
+        """
         eta = self.eta(t)
         return (x_t - eta * y_up - self.noise_level(t) * weight * epsilon) / (1 - eta)
 
 
 def build_process(cfg: Diffusion) -> Process:
-    """The chain of the section `diffusion`."""
+    """The chain of the config section `diffusion`."""
     sqrt_eta = sqrt_eta_schedule(
         cfg.steps, kappa=cfg.kappa, min_noise=cfg.min_noise, end=cfg.sqrt_eta_end, power=cfg.power
     )

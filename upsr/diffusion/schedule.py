@@ -9,7 +9,7 @@ from torch import Tensor
 def sqrt_eta_schedule(steps: int, *, kappa: float, min_noise: float, end: float, power: float) -> Tensor:
     """(T+1,) float64, √η_0 = 0 first: √η_t = √η_1 · (e/√η_1)^(((t−1)/(T−1))^p), √η_1 = min(m/κ, m, √0.001).
 
-    With one step there is no way from √η_1 to e: √η_T = e is kept (METHOD "Diffusion"; ResShift, eq. 9 and 10).
+    With a single step, √η_1 = e (ResShift, arXiv 2307.12348, eq. 9 and 10).
     """
     start = min(min_noise / kappa, min_noise, math.sqrt(0.001))
     position = torch.linspace(0, 1, steps, dtype=torch.float64) if steps > 1 else torch.ones(1, dtype=torch.float64)
@@ -17,7 +17,10 @@ def sqrt_eta_schedule(steps: int, *, kappa: float, min_noise: float, end: float,
 
 
 def respace(steps: int, used: int) -> list[int]:
-    """The `used` of the time steps 1..T to sample with, ascending; T, the largest noise level, is always among them."""
+    """`used` of the timesteps 1..T, evenly spaced and ascending; T, the largest noise level, is always one of them.
+
+    Raises `ValueError` for a `used` outside 1..T.
+    """
     if not 1 <= used <= steps:
-        raise ValueError(f"cannot sample with {used} of {steps} steps: choose 1 to {steps}")
+        raise ValueError(f"sampling steps: {used}, but the model has {steps}: choose 1 to {steps}")
     return sorted({round(steps - i * steps / used) for i in range(used)})

@@ -1,1 +1,1 @@
-
+"""Evaluation: metrics, protocols, statistics, and runs over benchmarks."""

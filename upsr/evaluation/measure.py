@@ -1,4 +1,4 @@
-"""One model on one picture of a benchmark."""
+"""Measures one model on one image of a benchmark."""
 
 import math
 import time
@@ -13,7 +13,9 @@ from upsr.evaluation.metrics import Metrics, Row
 from upsr.images import ImageError, number_of, read_rgb, resize, to_tensor
 
 Upscale = Callable[[Tensor, int], Tensor]
+"""(lr, number of the image) -> sr."""
 Keep = Callable[[Tensor, Tensor, Tensor | None], None]
+"""(lr, sr, hr): stores the result."""
 
 
 def bicubic(lr: Tensor, scale: int) -> Tensor:
@@ -24,37 +26,38 @@ def bicubic(lr: Tensor, scale: int) -> Tensor:
 def measure(
     upscale: Upscale, pair: Pair, scale: int, metrics: Metrics, keep: Keep | None = None
 ) -> tuple[Row | None, list[Row]]:
-    """Upscales and measures a picture: ({picture, metrics..., seconds}, failures).
+    """Upscales and measures an image; returns ({picture, metric: value, ..., seconds}, failures).
 
-    `upscale(lr, number)` maps (1, 3, h, w) in [0, 1] on the metrics' device, with the `number_of` its name.
-    `keep(lr, sr, hr)` is handed the result, `sr` cut to the size of `hr`. Failures are {picture, metric, reason}: a
-    picture that cannot be read, does not fit its reference or the device's memory has no row and one failure, of no
-    metric; a metric without value for the picture is one more.
+    `upscale` maps (1, 3, h, w) in [0, 1] on the metrics' device. `keep` receives `sr` cut to the size of `hr`.
+    A failure is {picture, metric, reason}, one per metric without a value. Where the image cannot be read, does not fit
+    its reference, or exceeds the device's memory, the row is None and the one failure has the metric None.
     """
-    where = {"picture": pair.name}
+    image = {"picture": pair.name}
     try:
         lr, hr = _read(pair, scale, metrics.device)
         sr, seconds = _timed(upscale, lr, number_of(pair.name))
-    except (ImageError, RuntimeError) as error:  # among the latter: no memory left on the device
-        return None, [where | {"metric": None, "reason": str(error)}]
+    except (ImageError, RuntimeError) as error:  # RuntimeError: such as out of memory on the device
+        return None, [image | {"metric": None, "reason": str(error)}]
     if hr is not None:
         sr = sr[:, :, : hr.shape[2], : hr.shape[3]]
     values = metrics(sr, hr)
-    failed = [where | {"metric": k, "reason": f"{k} has no value"} for k, v in values.items() if math.isnan(v)]
+    failed = [image | {"metric": k, "reason": f"{k} has no value"} for k, v in values.items() if math.isnan(v)]
     if keep:
         keep(lr, sr, hr)
-    return where | {k: v for k, v in values.items() if not math.isnan(v)} | {"seconds": seconds}, failed
+    return image | {k: v for k, v in values.items() if not math.isnan(v)} | {"seconds": seconds}, failed
 
 
 def _read(pair: Pair, scale: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """LR and HR as (1, 3, ., .). HR is cut to a multiple of LR's size; it may be smaller where LR was rounded up."""
+    """(lr, hr), each (1, 3, H, W). HR is cut to `scale` times LR's size; it is smaller where LR was rounded up."""
     lr = to_tensor(read_rgb(pair.lr)).to(device)
     if pair.hr is None:
         return lr, None
     hr = to_tensor(read_rgb(pair.hr)).to(device)
     height, width = lr.shape[2] * scale, lr.shape[3] * scale
     if abs(hr.shape[2] - height) >= scale or abs(hr.shape[3] - width) >= scale:
-        raise ImageError(f"{pair.hr}: {_size(hr)} is not {scale} times {_size(lr)}, the size of {Path(pair.lr).name}")
+        raise ImageError(
+            f"{pair.hr}: {_size(hr)} is not {scale} times {_size(lr)}, the size of {Path(pair.lr).name}: replace one"
+        )
     return lr, hr[:, :, :height, :width]
 
 
@@ -66,6 +69,6 @@ def _timed(upscale: Upscale, lr: Tensor, number: int) -> tuple[Tensor, float]:
     start = time.perf_counter()
     with torch.inference_mode():
         sr = upscale(lr, number)
-    if sr.is_cuda:  # the device may still be at work
+    if sr.is_cuda:  # CUDA runs asynchronously
         torch.cuda.synchronize(sr.device)
     return sr, time.perf_counter() - start

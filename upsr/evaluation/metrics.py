@@ -1,4 +1,4 @@
-"""PSNR and SSIM as the protocol says, and metrics of pyiqa, with weights that are there: none are downloaded."""
+"""PSNR and SSIM by the protocol, and metrics of pyiqa with local weights: nothing is downloaded."""
 
 import contextlib
 import io
@@ -19,9 +19,9 @@ from upsr.images import round8
 
 log = logging.getLogger(__name__)
 
-Row = dict[str, Any]  # what was measured, or computed of it, with what it belongs to
+Row = dict[str, Any]  # one row of a results table: benchmark, model, image and values
 
-BEST_PSNR = 100.0  # of two equal images: a mean, and JSON, cannot hold the infinity that it is
+BEST_PSNR = 100.0  # for identical images: infinity has no mean and no JSON value
 
 VGG16 = "checkpoints/vgg16-397923af.pth"
 WEIGHTS: dict[str, tuple[str, ...]] = {
@@ -33,14 +33,14 @@ WEIGHTS: dict[str, tuple[str, ...]] = {
     "musiq": ("pyiqa/musiq_koniq_ckpt-e95806b9.pth",),
     **dict.fromkeys(("cw_ssim", "fsim", "gmsd", "mad", "ms_ssim", "nlpd", "piqe", "vif", "vsi"), ()),
 }
-"""The files that pyiqa's metrics read, below the `hub` of their weights' folder. Any other metric is absent."""
+"""The weights files of each supported pyiqa metric, relative to the hub. Any other metric is absent."""
 
 
 class Metrics:
-    """Measures one picture at a time. `absent` holds, by name, why a wanted metric cannot be had at all.
+    """Measures one image at a time: PSNR and SSIM, and the metrics of pyiqa in `names`.
 
-    PSNR and SSIM are always measured; `names` are pyiqa's. Weights are read below `weights`/hub, never downloaded.
-    Raises `ConfigError` for a name that pyiqa does not know, and where pyiqa is not installed.
+    Weights are read from `weights`/hub, never downloaded. `absent`: name of an unavailable metric -> reason. Raises
+    `ConfigError` for a name that pyiqa does not know, and where pyiqa is not installed.
     """
 
     def __init__(self, names: Sequence[str], weights: Path, protocol: Protocol, scale: int, device: torch.device):
@@ -52,14 +52,14 @@ class Metrics:
                 self._models[name] = _open(name, weights.resolve() / "hub", device)
             except ConfigError:
                 raise
-            except Exception as error:  # pyiqa's networks raise anything
+            except Exception as error:  # pyiqa's networks raise many types
                 self.absent[name] = " ".join(str(error).split())
 
     def __call__(self, sr: Tensor, hr: Tensor | None) -> dict[str, float]:
-        """(1, 3, H, W) in [0, 1], both of one size; rounded to 8 bit here.
+        """Values by metric for (1, 3, H, W) in [0, 1], both of the same size; rounds them to 8 bit.
 
-        Without `hr` the metrics that need it are left out. NaN: a metric has no value for this picture (it is
-        smaller than the metric's window, or flat); the log says why.
+        Without `hr`, only the no-reference metrics are returned. NaN: the metric has no value for this image, such as
+        one smaller than its window; the reason is logged.
         """
         sr = round8(sr.to(self.device))
         hr = None if hr is None else round8(hr.to(self.device))
@@ -75,14 +75,14 @@ class Metrics:
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """dB of two tensors of `for_fidelity` (values up to 255), at most `BEST_PSNR`."""
+    """PSNR in dB of two outputs of `for_fidelity` (peak 255), at most `BEST_PSNR`."""
     return (10 * torch.log10(255**2 / (a - b).square().mean())).clamp(max=BEST_PSNR)
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Wang et al. 2004 as MATLAB and BasicSR compute it: a Gaussian of 11 pixels, σ = 1.5, only where it fits.
+    """SSIM (Wang et al. 2004) of two (1, 1, H, W) outputs of `for_fidelity`, as MATLAB and BasicSR compute it.
 
-    Two (1, 1, H, W) tensors of `for_fidelity`. pyiqa's own cuts negative covariance to 0, which these do not.
+    Gaussian window of 11 pixels, σ = 1.5, without padding. pyiqa clips negative covariance to 0; these do not.
     """
     mean_a, mean_b = _blur(a), _blur(b)
     var_a, var_b = _blur(a * a) - mean_a**2, _blur(b * b) - mean_b**2
@@ -100,7 +100,7 @@ def _blur(x: Tensor) -> Tensor:
 
 
 def higher_is_better(name: str) -> bool:
-    """Which way a column of a table of results is read."""
+    """True if a larger value of this metric is better. Raises `KeyError` for a name that pyiqa does not know."""
     if name in ("psnr", "ssim", "seconds"):
         return name != "seconds"
     from pyiqa.default_model_configs import DEFAULT_CONFIGS
@@ -111,32 +111,32 @@ def higher_is_better(name: str) -> bool:
 def _value(name: str, metric: Callable[..., Tensor], sr: Tensor, hr: Tensor | None) -> float:
     try:
         value = float(metric(sr, hr))
-    except Exception as error:  # pyiqa's metrics raise anything on a picture smaller than their windows
-        log.warning("%s: no value for a picture of %d x %d: %s", name, sr.shape[3], sr.shape[2], error)
+    except Exception as error:  # pyiqa's metrics raise many types for an image smaller than their windows
+        log.warning("%s: no value for an image of %d x %d: %s", name, sr.shape[3], sr.shape[2], error)
         return math.nan
     return value if math.isfinite(value) else math.nan
 
 
 def _open(name: str, hub: Path, device: torch.device) -> Any:
-    """A metric of pyiqa whose weights are there. Raises `ConfigError` and `FileNotFoundError`, before it is opened."""
+    """Opens a pyiqa metric. Raises `ConfigError` for an unknown name and `FileNotFoundError` for missing weights."""
     try:
         import pyiqa
     except ImportError:
-        raise ConfigError(f"the metric `{name}` needs the extra `metrics`: pip install 'upsr[metrics]'") from None
+        raise ConfigError(f"metric `{name}`: needs the extra `metrics`: pip install 'upsr[metrics]'") from None
     if name not in pyiqa.list_models():
-        raise ConfigError(f"`{name}` is no metric of pyiqa: `pyiqa -ls` lists those that are")
+        raise ConfigError(f"metric `{name}`: not a metric of pyiqa: choose one that `pyiqa -ls` lists")
     if name not in WEIGHTS:
-        raise FileNotFoundError("its weight files are unknown here: add them to WEIGHTS in upsr/evaluation/metrics.py")
+        raise FileNotFoundError("its weights files are unknown: add them to WEIGHTS in upsr/evaluation/metrics.py")
     missing = [file for file in WEIGHTS[name] if not (hub / file).is_file()]
     if missing:
         raise FileNotFoundError(f"its weights are missing: put {' and '.join(missing)} into {hub}")
-    with _weights_below(hub), contextlib.redirect_stdout(io.StringIO()):  # pyiqa prints what it loads
+    with _weights_from(hub), contextlib.redirect_stdout(io.StringIO()):  # pyiqa prints what it loads
         return pyiqa.create_metric(name, device=device)
 
 
 @contextlib.contextmanager
-def _weights_below(hub: Path) -> Iterator[None]:
-    """Inside, torch and pyiqa look for weights in `hub`, and execute nothing that a file holds; after, as before."""
+def _weights_from(hub: Path) -> Iterator[None]:
+    """Within the block, torch and pyiqa read weights from `hub` and execute no code from them."""
     from pyiqa.utils import download_util
 
     safe = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"

@@ -1,4 +1,4 @@
-"""What PSNR and SSIM are computed on: the field has two conventions, and figures of one say nothing about the other."""
+"""The field's two conventions for PSNR and SSIM. Results of one cannot be compared with those of the other."""
 
 from dataclasses import dataclass
 
@@ -9,11 +9,11 @@ from upsr.images import luma
 
 @dataclass(frozen=True)
 class Protocol:
-    """Both compare the Y channel of pictures rounded to 8 bit; they differ in the border."""
+    """Both conventions compare the Y channel of 8-bit images; they differ in the border."""
 
     name: str
     border: int
-    """Pixels left out at each edge, as a multiple of the scale."""
+    """Pixels cut off at each edge, as a multiple of the scale."""
 
 
 PROTOCOLS = {p.name: p for p in (Protocol("basicsr", border=1), Protocol("upsr", border=0))}
@@ -22,7 +22,7 @@ PROTOCOLS = {p.name: p for p in (Protocol("basicsr", border=1), Protocol("upsr",
 def for_fidelity(x: Tensor, protocol: Protocol, scale: int) -> Tensor:
     """(B, 3, H, W) RGB in [0, 1], rounded to 8 bit -> (B, 1, h, w) float64: Y of BT.601 in 16..235, border cut off.
 
-    Empty where the picture is no larger than its two borders.
+    Empty where the image is no larger than its two borders.
     """
     height, width = x.shape[2:]
     cut = protocol.border * scale

@@ -32,7 +32,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Result:
-    """`row` is None where the image failed; `absent` holds, by name, why a wanted metric cannot be measured at all."""
+    """One measurement. `row` is None where the image failed; `absent`: name of an unavailable metric -> reason."""
 
     row: Row | None
     failed: list[Row]
@@ -41,7 +41,7 @@ class Result:
 
 @dataclass
 class Outcome:
-    """Everything that was measured; `failed` and `absent` say what was not."""
+    """All measurements of a run, its failures, and the unavailable metrics with their reasons."""
 
     rows: list[Row] = field(default_factory=list)
     failed: list[Row] = field(default_factory=list)
@@ -49,13 +49,13 @@ class Outcome:
 
     @property
     def lost(self) -> list[Row]:
-        """The images that failed as a whole: not a metric that has no value for an image that is too small."""
+        """Failures of whole images, without those of a single metric on a small image."""
         return [row for row in self.failed if row["metric"] is None]
 
 
 @dataclass(frozen=True)
 class EvaluationRun:
-    """Which models are measured, and how. It is sent to the processes that measure, so it holds plain values alone."""
+    """Which models are measured, and how. Plain values only: it is pickled for the worker processes."""
 
     models: dict[str, Path | None]
     """Folders or weights files by name; None: bicubic interpolation."""
@@ -67,7 +67,7 @@ class EvaluationRun:
     seed: int
     tile: int
     images: Path | None
-    """Folder for results and maps, as BENCHMARK/IMAGE/MODEL.png; None: they are not kept."""
+    """Folder for results and maps, as BENCHMARK/IMAGE/MODEL.png; None: do not keep them."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision of the networks."""
 
@@ -76,7 +76,7 @@ class EvaluationRun:
         return [Job(b.name, model, pair) for b in benchmarks for model in self.models for pair in b.pairs]
 
     def __call__(self, device: torch.device) -> Callable[[Job], Result]:
-        """Opens the networks and the metrics, once for a process."""
+        """Opens the networks and the metrics, once per process. Raises `CheckpointError` and `ConfigError`."""
         metrics = Metrics(self.metrics, self.weights, PROTOCOLS[self.protocol], self.scale, device)
         upscalers = {
             name: Upscaler.from_pretrained(path, device=str(device), dtype=self.dtype) if path else None
@@ -100,12 +100,12 @@ class EvaluationRun:
                 _keep_images(self.images / job.benchmark / job.pair.name, {"lr": lr, job.model: sr, "hr": hr}, mapped)
 
         row, failed = measure(upscale, job.pair, self.scale, metrics, keep)
-        where = {"benchmark": job.benchmark, "model": job.model}
-        return Result(where | row if row else None, [where | f for f in failed], metrics.absent)
+        keys = {"benchmark": job.benchmark, "model": job.model}
+        return Result(keys | row if row else None, [keys | f for f in failed], metrics.absent)
 
 
 def _keep_images(folder: Path, results: dict[str, Tensor | None], mapped: Upscaled | None) -> None:
-    """Writes results and reference, and the maps of a model that has them."""
+    """Writes the images, and the maps where the model has some."""
     for name, x in results.items():
         if x is not None:
             write(folder / f"{name}.png", to_image(x))
@@ -115,7 +115,10 @@ def _keep_images(folder: Path, results: dict[str, Tensor | None], mapped: Upscal
 
 
 def evaluate(run: EvaluationRun, benchmarks: list[Benchmark], workers: int, devices: list[torch.device]) -> Outcome:
-    """Measures every model on every image, in `workers` processes. Raises `DataError` where not one could be."""
+    """Measures every model on every image, in `workers` processes.
+
+    Raises `DataError` where every image failed, `SpreadError` where a process died, and as `EvaluationRun` does.
+    """
     outcome = Outcome()
     jobs = run.jobs(benchmarks)
     for result in tqdm(spread(run, jobs, workers, devices), "evaluate", len(jobs), unit="image", disable=None):
@@ -123,5 +126,5 @@ def evaluate(run: EvaluationRun, benchmarks: list[Benchmark], workers: int, devi
         outcome.failed += result.failed
         outcome.absent |= result.absent
     if not outcome.rows:
-        raise DataError(f"no image could be evaluated; the first: {outcome.failed[0]['reason']}")
+        raise DataError(f"evaluate: every image failed: correct the first: {outcome.failed[0]['reason']}")
     return outcome

@@ -1,4 +1,4 @@
-"""Work spread over processes, with the same results as in one."""
+"""Jobs spread over processes, with the same results as in one process."""
 
 import multiprocessing
 import os
@@ -18,7 +18,7 @@ Result = TypeVar("Result")
 
 
 class SpreadError(OSError):
-    """A process that died at its work."""
+    """A worker process died."""
 
 
 def spread(
@@ -27,11 +27,11 @@ def spread(
     workers: int,
     devices: Sequence[torch.device],
 ) -> Iterator[Result]:
-    """The results of `jobs` in their order, worked on by `workers` processes; with 1, by this one.
+    """Yields the results of `jobs` in order, computed by `workers` processes; with 1, by this process.
 
-    `open_work(device)` is called once a process, with the `devices` in turn. It is sent there: neither it nor a job may
-    hold what cannot be pickled. Every process computes with one thread, since a sum over pixels
-    depends on how many threads share it: so the figures are the same to the last bit for any number of processes.
+    `open_work(device)` is called once per process, with the `devices` in rotation; it and the jobs are pickled. Every
+    process uses one thread, because a sum over pixels depends on the number of threads. So results are bit-identical
+    for any number of processes. Raises `SpreadError` where a process dies.
     """
     workers = min(workers, len(jobs))
     if workers <= 1:
@@ -42,12 +42,12 @@ def spread(
     queue = context.Queue()
     for number in range(workers):
         queue.put(devices[number % len(devices)])
-    pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(open_work, queue))
+    pool = ProcessPoolExecutor(workers, context, initializer=_start, initargs=(open_work, queue))
     try:
         yield from pool.map(_work, jobs)
     except BrokenProcessPool:
         raise SpreadError(
-            "a process died while evaluating, perhaps for want of memory: use fewer workers or a smaller tile"
+            "evaluate: a process died, perhaps out of memory: use fewer workers or a smaller tile"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
@@ -58,24 +58,24 @@ def all_devices() -> list[torch.device]:
     return [torch.device("cuda", i) for i in range(torch.cuda.device_count())] or [torch.device("cpu")]
 
 
-_here: dict[str, Any] = {}  # what this process works with
+_process: dict[str, Any] = {}  # state of this worker process
 
 
-def _begin(open_work: Callable[[torch.device], Any], queue: Any) -> None:
+def _start(open_work: Callable[[torch.device], Any], queue: Any) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     keep_freed_memory()
-    _here.update(open=open_work, device=queue.get())
+    _process.update(open=open_work, device=queue.get())
 
 
 def _work(job: Any) -> Any:
-    if "work" not in _here:  # not in `_begin`: what an initializer raises is lost
-        _here["work"] = _here["open"](_here["device"])
-    return _here["work"](job)
+    if "work" not in _process:  # not in `_start`: errors in an initializer are lost
+        _process["work"] = _process["open"](_process["device"])
+    return _process["work"](job)
 
 
 def _end_with_parent() -> None:
-    """A parent that is killed cannot tell its processes to end: they would wait for ever."""
+    """Ends this process when its parent is killed: it would wait for jobs forever."""
     parent = multiprocessing.parent_process()
     if parent:
         parent.join()

@@ -1,1 +1,1 @@
-
+"""Inference: upscaling images of any size in tiles, and showing the maps."""

@@ -1,4 +1,4 @@
-"""What MLflow serves: an encoded picture in, the larger picture as PNG out. MLflow finds this module by its name."""
+"""The model that MLflow serves: encoded images in, upscaled PNGs out. MLflow finds this module by its name."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,20 +8,20 @@ from upsr.inference.upscaler import Upscaler
 
 
 class Served:
-    """A registered model. Its table has one column, `image`, with an encoded picture (PNG, JPEG, ...) a row."""
+    """A registered model. Its input has one column, `image`: bytes of a PNG, JPEG, ... in each row."""
 
     def __init__(self, upscaler: Upscaler) -> None:
         self.upscaler = upscaler
 
     def predict(self, table: Mapping[str, list[bytes]], params: dict[str, Any] | None = None) -> list[bytes]:
-        """A PNG a row. `params`: `seed` and `tile`, as `upsr upscale` has them. Raises `ImageError`."""
+        """A PNG per row. `params`: `seed` and `tile`, as in `upsr upscale`. Raises `ImageError` for bad bytes."""
         options = params or {}
-        pictures = (decode(data, f"picture {number}") for number, data in enumerate(table["image"], 1))
-        return [encode(self.upscaler(picture, **options), ".png") for picture in pictures]
+        decoded = (decode(data, f"image {number}") for number, data in enumerate(table["image"], 1))
+        return [encode(self.upscaler(image, **options), ".png") for image in decoded]
 
 
 def _load_pyfunc(path: str) -> Served:
-    """What MLflow calls with the weights file."""
+    """MLflow calls this with the path of the weights file."""
     import torch
 
     return Served(Upscaler.from_pretrained(path, device="cuda" if torch.cuda.is_available() else "cpu"))

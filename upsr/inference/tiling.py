@@ -1,25 +1,25 @@
-"""Any image through a network in overlapping tiles, with memory for one row of tiles."""
+"""Runs a network on an image of any size in overlapping tiles, with memory for one row of tiles."""
 
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-FLOOR = 1e-3  # the taper never reaches 0: every output pixel has a tile that counts
+FLOOR = 1e-3  # the taper stays above 0, so that every output pixel has a positive total weight
 
 Fields = dict[str, Tensor]
-"""Images and maps of one size by name, each (1, C, H, W)."""
+"""Images and maps of one resolution by name, each (1, C, H, W)."""
 
 
 def starts(length: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles start: they overlap by `overlap` at least, and the last one ends at the edge."""
+    """Starts of the tiles along one side: neighbours share at least `overlap`, and the last tile ends at the edge."""
     if length <= tile:
         return [0]
     return [*range(0, length - tile, tile - overlap), length - tile]
 
 
 def taper(length: int, overlap: int) -> Tensor:
-    """(length,) Rises from the floor to 1 over `overlap` at both ends."""
+    """(length,) weights that rise from `FLOOR` to 1 over `overlap` at both ends."""
     ramp = ((torch.arange(length) + 0.5) / max(overlap, 1)).clamp(FLOOR, 1)
     return torch.minimum(ramp, ramp.flip(0))
 
@@ -27,16 +27,15 @@ def taper(length: int, overlap: int) -> Tensor:
 def blend(
     inputs: Fields, run: Callable[[Fields, int, int], Fields], *, scale: int, tile: int, overlap: int
 ) -> Iterator[tuple[int, Fields]]:
-    """Runs `run(part, top, left)` over tiles of `inputs`, all of one LR size, and joins its results field by field.
+    """Calls `run(part, top, left)` on the tiles of `inputs`, which share one LR size, and blends its results.
 
-    `part` are the inputs' tiles at (top, left); the results are fields at `scale` times their size. Yields bands of all
-    rows from top to bottom, each with the HR row that it starts at: a band is complete as soon as the next row of tiles
-    starts below it.
+    `part` holds the inputs' tiles at (top, left); `run` returns fields of `scale` times their size. Yields (first HR
+    row, band) from top to bottom: a band ends where the next row of tiles starts.
     """
     height, width = next(iter(inputs.values())).shape[2:]
     rows, columns = starts(height, tile, overlap), starts(width, tile, overlap)
     sums: Fields = {}
-    tapers = torch.zeros(1, 1, min(tile, height) * scale, width * scale)  # what the sums are to be divided by
+    tapers = torch.zeros(1, 1, min(tile, height) * scale, width * scale)  # total weights: `sums` is divided by them
     for i, top in enumerate(rows):
         for left in columns:
             # one tile
@@ -44,14 +43,14 @@ def blend(
             part_height, part_width = next(iter(part.values())).shape[2:]
             edge = _edge_taper(part_height, top, height, overlap, scale)[:, None]
             edge = edge * _edge_taper(part_width, left, width, overlap, scale)[None]
-            # added to the band
+            # add it to the band
             span = slice(left * scale, (left + part_width) * scale)
             for name, out in run(part, top, left).items():
                 if name not in sums:
                     sums[name] = torch.zeros(1, out.shape[1], *tapers.shape[2:])
                 sums[name][..., span] += out.float().cpu() * edge
             tapers[..., span] += edge
-        # the rows that no later tile reaches
+        # finished rows, which no later tile reaches
         following = rows[i + 1] if i + 1 < len(rows) else height
         done = (following - top) * scale
         yield top * scale, {name: x[:, :, :done] / tapers[:, :, :done] for name, x in sums.items()}
@@ -59,7 +58,7 @@ def blend(
 
 
 def join(bands: list[Fields]) -> Fields:
-    """Bands from top to bottom -> the whole fields."""
+    """Bands from top to bottom -> fields of the whole image."""
     return {name: torch.cat([band[name] for band in bands], dim=2) for name in bands[0]}
 
 
@@ -75,5 +74,5 @@ def _edge_taper(size: int, start: int, length: int, overlap: int, scale: int) ->
 
 
 def _scroll(band: Tensor, rows: int) -> Tensor:
-    """Drops the first rows and appends as many of zeros."""
+    """Drops the first `rows` and appends as many zeros."""
     return torch.cat([band[:, :, rows:], torch.zeros_like(band[:, :, :rows])], dim=2)

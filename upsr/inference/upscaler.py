@@ -1,4 +1,4 @@
-"""An image in, a larger image out."""
+"""Upscales images with the networks of a weights file."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -22,18 +22,18 @@ from upsr.models import ATD, build_atd, build_unet
 from upsr.pretrained import load_pretrained, weights_file
 
 OVERLAP = 16  # LR pixels that neighbouring tiles share
-SHOWN = 6  # weights kept of a chain in which they change
-LAYOUT = torch.channels_last  # convolutions are faster in it, in half precision most of all
+SHOWN = 6  # weight maps kept per image where the weight changes along the chain
+LAYOUT = torch.channels_last  # convolutions are faster in it, above all in half precision
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Upscaled:
-    """An image (1, 3, H, W) in [0, 1], rounded to 8 bit, and the maps of its noise.
+    """An image (1, 3, H, W) in [0, 1], rounded to 8 bit, and its maps.
 
-    `maps`, each (1, 1, H, W), means over the channels: the residual |ŷ − y↑| of images in [0, 1] (ψ); the edges E and
-    high frequencies H of a variant that takes them; the uncertainty W in [0, 1] (`mix`) and the weight w (`weight`) at
-    the first step. `weights` is w along the steps, by t, of a variant in which it changes.
+    `maps`, each (1, 1, H, W), are means over the channels: `residual`, ψ = |g(y) − y↑| of images in [0, 1]; edges E and
+    high frequencies H, if the variant uses them; the uncertainty W in [0, 1] (`mix`) and the weight w (`weight`) at the
+    first step. `weights`: timestep -> w, for a variant in which w changes.
     """
 
     image: Tensor
@@ -44,8 +44,8 @@ class Upscaled:
 class Upscaler:
     """Upscales images of any size with the networks of one weights file: g alone (ATD), or UPSR.
 
-    The same seed gives the same image, whatever other files there are: all noise is cut from one field, which does
-    not depend on the tile. Memory for the networks is bounded by the tile.
+    The same seed gives the same image, alone or among other files: tiles cut their noise from one field, which does not
+    depend on the tile size. The tile bounds the networks' memory.
     """
 
     def __init__(self, atd: ATD, diffuser: Diffuser | None, *, device: str = "cpu", dtype: str = "fp32") -> None:
@@ -61,16 +61,18 @@ class Upscaler:
         dtype: Literal["fp32", "bf16", "fp16"] = "fp32",
         steps: int = 0,
     ) -> "Upscaler":
-        """From bundled weights by name (`starter` for the default), a weights file, or the folder that holds it.
+        """Loads bundled weights by name (`starter`: the default), a weights file, or the folder of one.
 
-        `steps`: sample with fewer steps than the chain was trained with (0: all). Raises `CheckpointError` for a file
-        that is missing or foreign, and `ValueError` for more steps than the chain has.
+        `steps`: number of sampling steps, at most the chain's; 0 means all. Raises `CheckpointError` for a missing file
+        or another format, and `ValueError` for more steps than the chain has.
         """
+        # ATD
         file = load_pretrained(weights_file(model))
         atd = build_atd(file.section("atd", Atd), file.scale)
         atd.load_state_dict(file.parts["atd"])
         if "unet" not in file.parts:
             return cls(atd, None, device=device, dtype=dtype)
+        # UNet and diffusion
         cfg, chain = file.section("unet", Unet), file.section("diffusion", Diffusion)
         network = build_unet(cfg, file.scale)
         network.load_state_dict(file.parts["unet"])
@@ -84,16 +86,16 @@ class Upscaler:
         return cls(atd, diffuser, device=device, dtype=dtype)
 
     def __call__(self, image: np.ndarray, *, seed: int = 0, tile: int = 128) -> np.ndarray:
-        """(H, W, C) uint8 or uint16, C of 1 (grey), 3, 4 (alpha) -> (s·H, s·W, C) of the same kind."""
+        """(H, W, C) uint8 or uint16, C = 1 (grey), 3 or 4 (with alpha) -> (s·H, s·W, C) of the same dtype."""
         return self._assemble(image, (band["image"] for _, band in self._bands(_rgb(image), seed, tile)))
 
     def with_maps(self, image: np.ndarray, *, seed: int = 0, tile: int = 128) -> tuple[np.ndarray, Upscaled]:
-        """The image as by calling, and its maps; these need memory for the whole image."""
+        """(the upscaled image as from `__call__`, its maps). The maps need memory for the whole image."""
         bands = [band for _, band in self._bands(_rgb(image), seed, tile)]
         return self._assemble(image, (band["image"] for band in bands)), self._upscaled(join(bands))
 
     def upscale_file(self, source: str | Path, target: str | Path, *, seed: int = 0, tile: int = 128) -> np.ndarray:
-        """Reads an image, writes it enlarged, in the format of `target`'s suffix, and returns what was written.
+        """Upscales an image file to `target`, in the format of its suffix; returns the upscaled image.
 
         Raises `ImageError` for a file that cannot be read or written.
         """
@@ -102,26 +104,26 @@ class Upscaler:
         return larger
 
     def upscale(self, lr: Tensor, *, seed: int = 0, tile: int = 128) -> Upscaled:
-        """(1, 3, h, w) in [0, 1] -> the image and its maps, on the CPU."""
+        """(1, 3, h, w) in [0, 1] -> the upscaled image and its maps, on the CPU."""
         return self._upscaled(join([band for _, band in self._bands(lr, seed, tile)]))
 
     def _assemble(self, image: np.ndarray, bands: Iterator[Tensor]) -> np.ndarray:
-        """Bands of RGB from top to bottom -> an image of the kind of `image`."""
-        kind, channels = image.dtype.type, image.shape[2]
-        out = np.empty((image.shape[0] * self.scale, image.shape[1] * self.scale, 3), kind)
+        """Bands of RGB from top to bottom -> the upscaled image, with the dtype and channels of `image`."""
+        dtype, channels = image.dtype.type, image.shape[2]
+        out = np.empty((image.shape[0] * self.scale, image.shape[1] * self.scale, 3), dtype)
         row = 0
         for band in bands:
-            out[row : row + band.shape[2]] = to_image(band, kind)
+            out[row : row + band.shape[2]] = to_image(band, dtype)
             row += band.shape[2]
         if channels == 1:
-            return out.mean(axis=2, keepdims=True).round().astype(kind)
+            return out.mean(axis=2, keepdims=True).round().astype(dtype)
         if channels == 4:
             alpha = to_tensor(np.ascontiguousarray(image[:, :, 3:]))
-            return np.concatenate([out, to_image(resize(alpha, out.shape[:2]), kind)], axis=2)
+            return np.concatenate([out, to_image(resize(alpha, out.shape[:2]), dtype)], axis=2)
         return out
 
     def _bands(self, lr: Tensor, seed: int, tile: int) -> Iterator[tuple[int, Fields]]:
-        """Bands of `image`, of `residual`, and with a diffuser of the maps of y and of the noise `weights`."""
+        """Bands of `image` and `residual`; with a diffuser also of the maps of y and of `weights`."""
         overlap = min(OVERLAP, tile // 4)
         if self.diffuser is None:
             return blend({"lr": lr}, lambda part, *_: self._tile(part), scale=self.scale, tile=tile, overlap=overlap)
@@ -137,7 +139,7 @@ class Upscaler:
 
     @torch.inference_mode()
     def _analyse(self, diffuser: Diffuser, lr: Tensor, tile: int, overlap: int) -> Analysis:
-        """Of the whole image; g runs over it once more where the weight is levelled to what g tells."""
+        """Maps and means of the whole image. With `normalise: mean`, g runs over it once more for the mean of W."""
         analysis, reference = diffuser.analyse(lr.to(self.device)), diffuser.denoiser.uncertainty.reference
         if reference is None:
             return analysis
@@ -155,14 +157,14 @@ class Upscaler:
         return torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext()
 
     def _auxiliary(self, lr: Tensor, multiple: int = 1) -> tuple[Tensor, Tensor]:
-        """y↑ and g(y) in [0, 1] of a tile, mirrored to a size that is a multiple."""
+        """(y↑, g(y)) of a tile, nominally in [0, 1], padded by reflection to multiples of `multiple`."""
         lr = pad_to(lr, *(-(-side // multiple) * multiple for side in lr.shape[2:])).to(self.device)
         with self._precision():
             return upsample(lr, self.scale), self.atd(lr).float()
 
     @torch.inference_mode()
     def _tile(self, part: Fields) -> Fields:
-        """The image of g alone, and ψ."""
+        """The image of g alone, and its residual ψ."""
         y_up, sr = self._auxiliary(part["lr"])
         return {"image": sr.clamp(0, 1), "residual": (sr - y_up).abs().mean(1, keepdim=True)}
 
@@ -170,7 +172,8 @@ class Upscaler:
     def _diffused_tile(
         self, diffuser: Diffuser, lr: Tensor, analysis: Analysis, *, top: int, left: int, seed: int
     ) -> Fields:
-        """The sampled image, ψ, the maps of y, and w at the shown steps, a channel each."""
+        """The sampled image, ψ, the maps of y, and w at the shown timesteps, one channel per timestep."""
+        # prior
         h, w, s = lr.shape[2], lr.shape[3], self.scale
         y_up, sr = self._auxiliary(lr, diffuser.multiple)
         height, width = sr.shape[2:]
@@ -179,8 +182,10 @@ class Upscaler:
         def noise(t: int) -> Tensor:
             return field(seed, t, top * s, left * s, height, width).to(self.device)
 
+        # sampling
         with self._precision():
             image, weights = diffuser(y_up, sr, noise, analysis)
+        # maps
         shown = [weights[t].mean(1, keepdim=True) for t in _shown(diffuser)]
         fields = {
             "image": image.clamp(0, 1),
@@ -204,7 +209,7 @@ class Upscaler:
 
 
 def _shown(diffuser: Diffuser) -> list[int]:
-    """The steps whose weights are kept: the first, and of those that bring another weight as many as fit."""
+    """Timesteps whose weights are kept: the first and those at which the weight changes, thinned to `SHOWN`."""
     steps = diffuser.denoiser.process.steps
     times = [steps, *diffuser.denoiser.uncertainty.times(steps)]
     return times[:: -(-len(times) // SHOWN)]

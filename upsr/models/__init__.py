@@ -1,4 +1,4 @@
-"""The two networks: ATD (the auxiliary one, g) and the Swin UNet (the denoiser's)."""
+"""The two networks: ATD (the auxiliary network g) and the Swin UNet (the denoiser's network)."""
 
 from upsr.models.atd import ATD, build_atd
 from upsr.models.unet import UNet, build_unet

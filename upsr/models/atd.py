@@ -1,6 +1,6 @@
 """ATD, the auxiliary network g (CVPR 2024, arXiv 2401.08209), and UPSR's `atd_real`.
 
-Attribute names are the official ones: they make up the keys of published checkpoints.
+Attribute names are the official ones: they are the keys of published checkpoints.
 """
 
 import math
@@ -31,7 +31,7 @@ class DepthwiseConv(nn.Module):
 
 
 class ConvFFN(nn.Module):
-    """A feed-forward network with a depthwise convolution beside its hidden layer."""
+    """A feed-forward network with a depthwise convolution added to its hidden layer."""
 
     def __init__(self, dim: int, hidden: int, kernel_size: int) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class ConvFFN(nn.Module):
 
 
 class WindowAttention(nn.Module):
-    """Shifted-window self-attention (SW-MSA) on a projected qkv."""
+    """Shifted-window self-attention (SW-MSA)."""
 
     def __init__(self, dim: int, window: int, heads: int) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class WindowAttention(nn.Module):
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
     def forward(self, qkv: Tensor, index: Tensor, shift: int) -> Tensor:
-        """(B, H, W, 3C) -> (B, H, W, C), H and W being multiples of the window."""
+        """(B, H, W, 3C) -> (B, H, W, C), with H and W multiples of the window."""
         _, h, w, _ = qkv.shape
         mask = attention_mask(h, w, self.window, shift, qkv.device)
         qkv = torch.roll(qkv, (-shift, -shift), (1, 2)) if shift else qkv
@@ -65,7 +65,7 @@ class WindowAttention(nn.Module):
 
 
 class TokenDictionaryAttention(nn.Module):
-    """Token-dictionary cross-attention (TDCA): pixels ask a dictionary of learned tokens."""
+    """Token-dictionary cross-attention (TDCA): pixels query a dictionary of learned tokens."""
 
     def __init__(self, dim: int, tokens: int, reduced_dim: int) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class TokenDictionaryAttention(nn.Module):
         self.scale = nn.Parameter(torch.full((tokens,), 0.5))
 
     def forward(self, x: Tensor, dictionary: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, n, C), dictionary (B, m, C) -> (B, n, C) and the similarity (B, n, m), rows summing to 1."""
+        """x (B, n, C), dictionary (B, m, C) -> (B, n, C) and the similarity (B, n, m), whose rows sum to 1."""
         q, k = F.normalize(self.wq(x), dim=-1), F.normalize(self.wk(dictionary), dim=-1)
         sharpness = 1 + self.scale.clamp(0, 1) * math.log(len(self.scale))
         similarity = (q @ k.transpose(1, 2) * sharpness).softmax(-1)
@@ -83,7 +83,7 @@ class TokenDictionaryAttention(nn.Module):
 
 
 class CategoryAttention(nn.Module):
-    """Adaptive-category self-attention (AC-MSA): pixels attend to those of the same token, wherever they are."""
+    """Adaptive-category self-attention (AC-MSA): pixels attend to those of the same category, anywhere in the image."""
 
     def __init__(self, dim: int, heads: int, category_size: int) -> None:
         super().__init__()
@@ -94,8 +94,8 @@ class CategoryAttention(nn.Module):
     def forward(self, qkv: Tensor, similarity: Tensor) -> Tensor:
         """qkv (B, n, 3C), similarity (B, n, m) -> (B, n, C)
 
-        Pixels are sorted by category and cut into groups of `category_size`; the last group is filled by mirroring.
-        The sort is stable: the order of ties would otherwise depend on the device.
+        A pixel's category is its most similar token. Pixels are sorted by category and cut into groups of
+        `category_size`; mirroring fills the last one. The sort is stable, so ties do not depend on the device.
         """
         b, n, c3 = qkv.shape
         size = min(n, self.category_size)
@@ -118,7 +118,7 @@ class CategoryAttention(nn.Module):
 
 
 class Layer(nn.Module):
-    """Three attentions in parallel, a convolutional FFN, and the refinement of the dictionary."""
+    """Three attentions in parallel, a convolutional FFN, and a refinement of the token dictionary."""
 
     def __init__(
         self,
@@ -149,7 +149,7 @@ class Layer(nn.Module):
         self.convffn = ConvFFN(dim, int(dim * mlp_ratio), ffn_kernel)
 
     def forward(self, x: Tensor, dictionary: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, H, W, C), dictionary (B, m, C) -> both, refined."""
+        """x (B, H, W, C), dictionary (B, m, C) -> both, the same shapes."""
         b, h, w, c = x.shape
         normed = self.norm1(x)
         qkv = self.wqkv(normed)
@@ -163,14 +163,14 @@ class Layer(nn.Module):
         return x, dictionary
 
     def _refine(self, dictionary: Tensor, similarity: Tensor, x: Tensor) -> Tensor:
-        """σ·D + (1−σ)·(pixels, averaged by how much they resemble each token)."""
+        """σ·D + (1−σ)·(mean of the pixels, weighted by their similarity to each token), (B, m, C)."""
         share = self.norm3(similarity.transpose(1, 2)).softmax(-1)
         keep = self.sigma.sigmoid()
         return keep * dictionary + (1 - keep) * (share @ x)
 
 
 class LayerGroup(nn.Module):
-    """Layers that share, and refine in turn, one token dictionary."""
+    """Layers that share one token dictionary and refine it one after another."""
 
     def __init__(self, depth: int, flavour: Flavour, dim: int, tokens: int, window: int, **layer: Any) -> None:
         super().__init__()
@@ -199,7 +199,7 @@ class LayerGroup(nn.Module):
 
 
 class Norm(nn.Module):
-    """A LayerNorm below the official name `patch_embed.norm`."""
+    """A LayerNorm under the official name `patch_embed.norm`."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -248,8 +248,10 @@ class ATD(nn.Module):
         mean, self.std = ((0.5, 0.5, 0.5), 0.5) if flavour == "real" else (DIV2K_MEAN, 1.0)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("relative_position_index_SA", relative_position_index(window))
+        # head
         self.conv_first = nn.Conv2d(3, dim, 3, padding=1)
         self.patch_embed = Norm(dim)
+        # body
         self.layers = nn.ModuleList(
             ResidualGroup(
                 dim,
@@ -267,6 +269,7 @@ class ATD(nn.Module):
         )
         self.norm = nn.LayerNorm(dim)
         self.conv_after_body = nn.Conv2d(dim, dim, 3, padding=1)
+        # tail
         self.upsample = nn.Sequential(nn.Conv2d(dim, 3 * scale**2, 3, padding=1), nn.PixelShuffle(scale))
         self.apply(_initialise)
 
@@ -285,11 +288,11 @@ class ATD(nn.Module):
 
 
 def _flip_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """Continues the picture by its mirror image, the edge repeated (as the official code), to whole windows."""
+    """Extends the image to whole windows by its mirror image, edge pixels repeated (as in the official code)."""
     h, w = (-(-size // multiple) * multiple for size in x.shape[2:])
     x = torch.cat([x, x.flip(2)], 2)[:, :, :h]
     x = torch.cat([x, x.flip(3)], 3)[:, :, :, :w]
-    return pad_to(x, h, w)  # a picture smaller than half a window needs more than one mirror image
+    return pad_to(x, h, w)  # an image smaller than half a window needs more than one reflection
 
 
 def _initialise(module: nn.Module) -> None:
@@ -299,5 +302,5 @@ def _initialise(module: nn.Module) -> None:
 
 
 def build_atd(cfg: Atd, scale: int) -> ATD:
-    """A fresh network from the section `atd`."""
+    """An untrained network from the config section `atd`."""
     return ATD(scale=scale, **cfg.model_dump(exclude={"lpips_weight", "schedule"}))

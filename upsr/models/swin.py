@@ -11,7 +11,7 @@ from upsr.models.windows import attend, attention_mask, merge, partition, relati
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Group normalisation with 32 groups where they divide the channels (the official value), else as many as do."""
+    """Group normalisation with gcd(32, channels) groups: the official 32 where 32 divides the channels."""
     return nn.GroupNorm(math.gcd(32, channels), channels)
 
 
@@ -68,7 +68,7 @@ class SwinBlock(nn.Module):
 
 
 class Projection(nn.Module):
-    """A 1×1 convolution below the official names `patch_embed.proj` and `patch_unembed.proj`."""
+    """A 1×1 convolution under the official names `patch_embed.proj` and `patch_unembed.proj`."""
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class Projection(nn.Module):
 
 
 class SwinStage(nn.Module):
-    """(B, channels, H, W) -> the same shape, through blocks of width `dim`, every other one shifted."""
+    """(B, channels, H, W) -> the same shape, through blocks of width `dim`; every other block is shifted."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The Swin UNet of UPSR, the denoiser's network. Attribute names are the official ones (they load `upsr.pth`)."""
+"""The Swin UNet of UPSR, the denoiser's network. Attribute names are the official ones, the keys of `upsr.pth`."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from upsr.models.swin import SwinStage, group_norm
 
 
 def timestep_embedding(t: Tensor, dim: int) -> Tensor:
-    """(B,) -> (B, dim): cosines, then sines, of t at `dim`/2 frequencies from 1 down to 1/10000."""
+    """t (B,) -> (B, dim): cosines, then sines, of t at `dim`/2 frequencies from 1 down to 1/10000."""
     half = dim // 2
     frequencies = torch.exp(-math.log(10000) / half * torch.arange(half, dtype=torch.float32, device=t.device))
     angles = t.float()[:, None] * frequencies[None]
@@ -22,13 +22,13 @@ def timestep_embedding(t: Tensor, dim: int) -> Tensor:
 
 
 class ResBlock(nn.Module):
-    """Two convolutions, the second one's normalisation scaled and shifted by the time step."""
+    """Two convolutions; the timestep scales and shifts the normalisation before the second one."""
 
     def __init__(self, channels: int, out_channels: int, time_dim: int) -> None:
         super().__init__()
         self.in_layers = nn.Sequential(group_norm(channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(time_dim, 2 * out_channels))
-        # The identity keeps the official position (3) of the last convolution, after a dropout that UPSR leaves at 0.
+        # The identity stands for the official dropout, which is 0 in UPSR: the last convolution keeps its index 3.
         last = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.out_layers = nn.Sequential(group_norm(out_channels), nn.SiLU(), nn.Identity(), last)
         nn.init.zeros_(last.weight)
@@ -62,7 +62,7 @@ class Upsample(nn.Module):
 
 
 class Block(nn.Sequential):
-    """Layers in turn, of which the residual blocks see the time step."""
+    """A sequence of layers, of which the residual blocks also get the timestep embedding."""
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:  # type: ignore[override]
         for layer in self:
@@ -71,7 +71,7 @@ class Block(nn.Sequential):
 
 
 class Decoder(nn.Module):
-    """The way up of a UNet, and the convolutions that bring its features to a picture at HR size."""
+    """The upward path of a UNet, and the convolutions that turn its features into an image at HR size."""
 
     def __init__(
         self,
@@ -85,6 +85,7 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         self.scale = scale
+        # upward path
         skips = skip_widths(widths, res_blocks)
         channels = widths[-1]
         self.output_blocks = nn.ModuleList()
@@ -97,6 +98,7 @@ class Decoder(nn.Module):
                 if level and i == res_blocks:
                     block.append(Upsample(channels))
                 self.output_blocks.append(Block(*block))
+        # tail
         self.conv_before_upsample = nn.Sequential(nn.Conv2d(channels, tail_dim, 3, padding=1), nn.LeakyReLU())
         self.conv_up1 = nn.Conv2d(tail_dim, tail_dim, 3, padding=1)
         if scale == 4:
@@ -105,7 +107,7 @@ class Decoder(nn.Module):
         self.conv_last = nn.Conv2d(tail_dim, 3, 3, padding=1)
 
     def decode(self, h: Tensor, skips: Sequence[Tensor], embedding: Tensor) -> Tensor:
-        """The middle's features and those kept on the way down, the last one used first -> (B, 3, s·h, s·w)."""
+        """Features of the middle block and skip features, the last one used first -> (B, 3, s·h, s·w)."""
         for block, skip in zip(self.output_blocks, reversed(skips), strict=True):
             h = block(torch.cat([h, skip], dim=1), embedding)
         h = self.conv_before_upsample(h)
@@ -115,19 +117,18 @@ class Decoder(nn.Module):
 
 
 def skip_widths(widths: Sequence[int], res_blocks: int) -> list[int]:
-    """Channels of what is kept on the way down: the first convolution, every residual block, every downsampling."""
+    """Channels of the skip features: of the first convolution, every residual block and every downsampling."""
     last = len(widths) - 1
     return [widths[0]] + [w for i, w in enumerate(widths) for _ in range(res_blocks + (i < last))]
 
 
 class UNet(Decoder):
-    """Noisy picture, time step, condition -> picture at HR size.
+    """Noisy image, timestep, condition -> image at HR size. LR height and width are multiples of `downscale`.
 
-    `lr_size` is the side of the LR patches that the attention is laid out for: a level whose map is no larger than
-    a window at that size is never shifted (official: 64). `official_mask`: see `windows.attention_mask`.
-    With two `branches` a second decoder, `smooth`, makes the smooth structure; the UNet's own decoder, which has the
-    official names, makes detail and texture. With `global_skip` (VDSR's residual learning, CVPR 2016) the picture is
-    the condition's first image and a correction, of zero at first. Any multiple of `downscale` is a valid LR size.
+    `lr_size` (official: 64) decides where windows are shifted: not at levels where an LR patch of that side fits one
+    window. `official_mask`: see `windows.attention_mask`. With two `branches`, a second decoder, `smooth`,
+    makes smooth structure; the decoder with the official names makes detail and texture. With `global_skip` (VDSR's
+    residual learning, CVPR 2016), the output is the condition's first image plus a correction that starts at zero.
     """
 
     def __init__(
@@ -164,6 +165,7 @@ class UNet(Decoder):
                 official_mask=official_mask,
             )
 
+        # decoder
         widths = [dim * mult for mult in channel_mult]
         decoder: dict[str, Any] = {
             "widths": widths,
@@ -175,6 +177,8 @@ class UNet(Decoder):
         }
         super().__init__(**decoder)
         self.dim, self.downscale = dim, 2 ** (len(widths) - 1)
+
+        # encoder
         self.time_embed = nn.Sequential(nn.Linear(dim, 4 * dim), nn.SiLU(), nn.Linear(4 * dim, 4 * dim))
         channels = widths[0]
         first = nn.Conv2d(3 * scale**2 * (1 + condition_images), channels, 3, padding=1)
@@ -186,6 +190,8 @@ class UNet(Decoder):
                 channels = width
             if level < len(widths) - 1:
                 self.input_blocks.append(Block(Downsample(channels)))
+
+        # middle block, second decoder, global skip
         middle = swin(channels, len(widths) - 1)
         self.middle_block = Block(residual(channels, channels), middle, residual(channels, channels))
         self.smooth = Decoder(**decoder) if branches == 2 else None
@@ -197,7 +203,7 @@ class UNet(Decoder):
     def forward(self, x: Tensor, t: Tensor, condition: Tensor, detail: Tensor | None = None) -> Tensor:
         """x (B, 3s², h, w) scaled, t (B,) from 0, condition (B, images·3s², h, w) -> (B, 3, s·h, s·w).
 
-        `detail`: W in [0, 1], (B, 1 or 3, s·h, s·w); two branches give W ⊙ detail + (1−W) ⊙ smooth.
+        `detail` is W in [0, 1], (B, 1 or 3, s·h, s·w): two branches return W ⊙ detail + (1−W) ⊙ smooth.
         """
         embedding = self.time_embed(timestep_embedding(t, self.dim))
         h = torch.cat([x, condition], dim=1)
@@ -216,5 +222,5 @@ class UNet(Decoder):
 
 
 def build_unet(cfg: Unet, scale: int) -> UNet:
-    """A fresh network from the section `unet`."""
+    """An untrained network from the config section `unet`."""
     return UNet(scale=scale, condition_images=len(cfg.condition), **cfg.model_dump(exclude={"condition"}))

@@ -1,7 +1,7 @@
-"""A wider network that computes what a narrower one does: Net2WiderNet (Chen et al., ICLR 2016, arXiv 1511.05641).
+"""A wider network that computes the same function: Net2WiderNet (Chen et al., ICLR 2016, arXiv 1511.05641).
 
-Each channel stands k times in the wider network, and whatever reads it shares its weight out among the copies. The
-shares are uneven: copies that are read alike would get the same gradients, and remain copies for ever.
+The wider network has k copies of each channel, and the weight that reads a channel is split among its copies. The
+shares are uneven: equal shares would give all copies the same gradients, so they would stay copies.
 """
 
 import math
@@ -12,21 +12,21 @@ from torch import Tensor
 from upsr.models.atd import ATD
 from upsr.models.unet import UNet
 
-UNEVEN = 0.5  # shares are drawn from 1 ± this, before they are made to sum up to 1
+UNEVEN = 0.5  # shares are drawn from 1 ± this, then normalised to sum to 1
 
 
 def widen_atd(narrow: dict[str, Tensor], atd: ATD) -> dict[str, Tensor]:
-    """Weights of an ATD -> weights for `atd`, which is k times as wide and else the same: exactly its function."""
+    """Weights of an ATD -> weights for `atd`, k times as wide and otherwise equal: exactly the same function."""
     wide, k = _widened(narrow, atd.state_dict(), unit=1)
-    # `real` normalises the tokens before each layer, and k copies of each value make a token √k as long.
+    # `real` normalises the tokens before each layer: k copies of each value make a token √k times as long.
     real = "layers.0.patch_embed.norm.weight" in narrow
     for name, value in wide.items():
         if name.endswith(".td"):
             value.copy_(narrow[name].repeat_interleave(k, 1))
         elif ".wqkv." in name:
-            value[: len(value) // 3] /= math.sqrt(k)  # q·k has k times the terms, and 1/√d brings √k of it back
+            value[: len(value) // 3] /= math.sqrt(k)  # q·k has k times the terms; 1/√d makes up for √k of them
         elif name.endswith(".logit_scale"):
-            value.clamp_(max=math.log(100)).sub_(math.log(k) / 2)  # which category attention does not do
+            value.clamp_(max=math.log(100)).sub_(math.log(k) / 2)  # category attention has no 1/√d
         elif real and name.endswith((".attn_atd.wk.weight", ".attn_atd.wv.weight")):
             value *= math.sqrt(k)
         elif real and name.endswith(".sigma"):
@@ -35,22 +35,22 @@ def widen_atd(narrow: dict[str, Tensor], atd: ATD) -> dict[str, Tensor]:
 
 
 def widen_unet(narrow: dict[str, Tensor], unet: UNet) -> dict[str, Tensor]:
-    """Weights of a UNet -> weights for `unet`, which is k times as wide and else the same.
+    """Weights of a UNet -> weights for `unet`, which is k times as wide and otherwise equal.
 
-    Copies stand side by side in units of the narrowest group of a normalisation, so that the groups hold what they
-    held. It is the same function wherever 32 groups fit into every normalisation; a width of 48 has two of 144
-    channels in 16 groups, which 288 channels in 32 groups mix a little.
+    Copies are adjacent in units of the smallest normalisation group, so that groups keep their contents. The function
+    is exactly the same where every normalisation has 32 groups. At width 48, two have 144 channels in 16 groups;
+    widened to 288 channels in 32 groups, they mix channels slightly.
     """
     dim = narrow["time_embed.0.weight"].shape[1]
     unit = dim // math.gcd(32, dim)
     wide, k = _widened(narrow, unet.state_dict(), unit)
     embedding = torch.zeros_like(wide["time_embed.0.weight"])
-    embedding[:, ::k] = _repeated(narrow["time_embed.0.weight"], 0, k, unit)  # every k-th frequency is one of before
+    embedding[:, ::k] = _repeated(narrow["time_embed.0.weight"], 0, k, unit)  # every k-th frequency is a narrow one
     return wide | {"time_embed.0.weight": embedding}
 
 
 def _widened(narrow: dict[str, Tensor], like: dict[str, Tensor], unit: int) -> tuple[dict[str, Tensor], int]:
-    """Every tensor as it is in `like`: outputs (dimension 0) repeated, inputs (dimension 1) shared out; and k."""
+    """Every tensor in the shape it has in `like`, and k. Outputs (dimension 0) are repeated, inputs (1) split."""
     generator = torch.Generator().manual_seed(0)
     wide, factors = {}, {1}
     for name, model in like.items():
@@ -67,12 +67,12 @@ def _widened(narrow: dict[str, Tensor], like: dict[str, Tensor], unit: int) -> t
 
 
 def _repeated(x: Tensor, dim: int, times: int, unit: int) -> Tensor:
-    """(.., units · unit, ..) -> (.., units · times · unit, ..): every unit stands `times` times in a row."""
+    """(.., units · unit, ..) -> (.., units · times · unit, ..): every unit is repeated `times` times in a row."""
     return x.unflatten(dim, (-1, 1, unit)).repeat_interleave(times, dim + 1).flatten(dim, dim + 2)
 
 
 def _shares(weight: Tensor, copies: int, unit: int, generator: torch.Generator) -> Tensor:
-    """What each copy of an input has of its weight, as a factor that broadcasts against `weight`."""
+    """The share of each input copy in its weight, as a factor that broadcasts against `weight`."""
     outputs, inputs, *kernel = weight.shape
     draws = torch.rand(outputs, inputs // (copies * unit), copies, unit, generator=generator)
     shares = 1 + UNEVEN * (2 * draws - 1)

@@ -1,15 +1,15 @@
-"""Windows of attention, shared by ATD and the Swin UNet: cutting, joining, positions, masks."""
+"""Window attention, shared by ATD and the Swin UNet: partition, merge, relative positions, masks."""
 
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-MASKED = -100.0  # added to a forbidden logit; finite, so that a row of nothing else stays defined (official value)
+MASKED = -100.0  # added to a masked logit (official value); finite, so that a fully masked row stays defined
 
 
 def partition(x: Tensor, window: int) -> Tensor:
-    """(B, H, W, C) -> (B, windows, window², C), H and W being multiples of `window`."""
+    """(B, H, W, C) -> (B, windows, window², C), with H and W multiples of `window`."""
     b, h, w, c = x.shape
     x = x.view(b, h // window, window, w // window, window, c).transpose(2, 3)
     return x.reshape(b, -1, window * window, c)
@@ -23,7 +23,7 @@ def merge(windows: Tensor, window: int, height: int, width: int) -> Tensor:
 
 
 def relative_position_index(window: int) -> Tensor:
-    """(window², window²) rows of a bias table with one row per offset (dy, dx) between two places of a window."""
+    """(window², window²): for each pair of positions in a window, the bias table's row for their offset (dy, dx)."""
     y, x = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
     dy = y.flatten()[:, None] - y.flatten()[None] + window - 1
     dx = x.flatten()[:, None] - x.flatten()[None] + window - 1
@@ -34,13 +34,13 @@ def relative_position_index(window: int) -> Tensor:
 def attention_mask(
     height: int, width: int, window: int, shift: int, device: torch.device, official: bool = False
 ) -> Tensor | None:
-    """(windows, 1, window², window²) to add to the logits, or None where every place may see every other.
+    """(windows, 1, window², window²) to add to the logits, or None where every position may attend to every other.
 
-    The map of height × width is continued to whole windows and rolled by `shift`. A place sees only its own side of
-    the roll's seam, and the continuation and the picture do not see each other.
+    The height × width map is padded to whole windows and rolled by `shift`. A position attends only to its own side
+    of the roll's seam. The image and its padding do not attend to each other.
 
-    `official` repeats what the released UNet does, and what its weights were trained with: it marks the seam of the
-    rows alone, with rows and columns exchanged within each window.
+    `official` repeats the released UNet's mask, with which its weights were trained. It masks the seam between rows
+    only, with rows and columns exchanged within each window.
     """
     return _mask(height, width, window, shift, device, official)
 
@@ -58,9 +58,9 @@ def _mask(height: int, width: int, window: int, shift: int, device: torch.device
     return MASKED * apart[:, None].float()
 
 
-def _cut(places: Tensor, window: int) -> Tensor:
+def _cut(grid: Tensor, window: int) -> Tensor:
     """(H, W) -> (windows, window²)"""
-    return partition(places[None, :, :, None], window)[0, :, :, 0]
+    return partition(grid[None, :, :, None], window)[0, :, :, 0]
 
 
 def _sides(size: int, window: int, shift: int, device: torch.device) -> Tensor:
@@ -74,7 +74,7 @@ def _sides(size: int, window: int, shift: int, device: torch.device) -> Tensor:
 
 
 def _inside(size: int, window: int, shift: int, device: torch.device) -> Tensor:
-    """For each row after the roll: does it belong to the picture?"""
+    """For each row after the roll: whether it belongs to the image, not to its padding."""
     whole = -(-size // window) * window
     return (torch.arange(whole, device=device) + shift) % whole < size
 
@@ -82,7 +82,7 @@ def _inside(size: int, window: int, shift: int, device: torch.device) -> Tensor:
 def attend(qkv: Tensor, heads: int, table: Tensor, index: Tensor, mask: Tensor | None) -> Tensor:
     """Multi-head attention within windows: (B, windows, N, 3C) -> (B, windows, N, C).
 
-    softmax(q kᵀ / √d + bias + mask) v, the bias read from `table` ((2·window−1)², heads) by `index` (N, N).
+    softmax(q kᵀ / √d + bias + mask) v; bias: the rows `index` (N, N) of `table` ((2·window−1)², heads).
     """
     b, w, n, c3 = qkv.shape
     q, k, v = qkv.view(b, w, n, 3, heads, c3 // 3 // heads).permute(3, 0, 1, 4, 2, 5)

@@ -1,4 +1,4 @@
-"""What ATD learns: L1 + λ · LPIPS on Real-ESRGAN pairs (the authors' answer in their issue 18)."""
+"""ATD's training objective: L1 + λ · LPIPS on Real-ESRGAN pairs (according to the authors, in their issue 18)."""
 
 from collections.abc import Sequence
 
@@ -18,11 +18,11 @@ class AtdObjective(nn.Module):
         self.pairs, self.perceptual = pairs, perceptual
 
     def draw(self, hr: Tensor, seed: Sequence[int], first: int = 0) -> tuple[Tensor, ...]:
-        """LR and HR in [0, 1]."""
+        """(B, 3, P, P) uint8 -> LR (B, 3, P/s, P/s) and HR (B, 3, P, P) in [0, 1]; arguments as in `Pairs`."""
         return self.pairs(hr, seed, first)
 
     def loss(self, atd: nn.Module, lr: Tensor, hr: Tensor) -> Loss:
-        """Logs `l1` and `lpips`, the latter weighted."""
+        """The loss on LR and HR in [0, 1]. Logs `l1` and `lpips` (weighted)."""
         sr = atd(lr).float()
         l1 = (sr - hr).abs().mean()
         lpips = self.perceptual(to_signed(sr), to_signed(hr)).mean()

@@ -1,4 +1,4 @@
-"""The checkpoints of a training: a table of all, the files of the best, and the choice at the end."""
+"""The checkpoints of a training run: a table of all, the files of the best, and the final choice."""
 
 import csv
 import math
@@ -16,19 +16,19 @@ Save = Callable[[Path, nn.Module], None]
 
 
 def score(figures: Row, select: Select) -> float:
-    """The declared rule: Σ weight · figure, the highest wins. What is no number loses."""
+    """Σ weight · figure by the rule `train.select`; the highest score is best. A non-finite score becomes -inf."""
     value = sum(weight * figures[name] for name, weight in select.model_dump().items() if weight)
     return value if math.isfinite(value) else -math.inf
 
 
 def best(rows: list[Row], count: int) -> list[int]:
-    """The steps of the best checkpoints, best first; of equals, the earlier one."""
+    """The steps of the `count` best checkpoints, best first; ties go to the earlier one."""
     ranked = sorted(rows, key=lambda row: (-row["score"], row["step"]))
     return [int(row["step"]) for row in ranked[:count]]
 
 
 def keep(folder: Path, rows: list[Row], count: int, average: nn.Module, raw: nn.Module, save: Save) -> None:
-    """Writes the table, and the newest row's checkpoint where it is among the best; those no longer among them go."""
+    """Writes the table and, if the newest checkpoint is among the best, its files. Deletes files of all others."""
     with atomic(folder / "checkpoints.csv") as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
@@ -44,7 +44,7 @@ def keep(folder: Path, rows: list[Row], count: int, average: nn.Module, raw: nn.
 
 
 def publish(folder: Path, rows: list[Row]) -> int:
-    """Makes the best checkpoint `weights.safetensors` (average) and `weights_raw.safetensors`; -> its step."""
+    """Copies the best checkpoint to `weights.safetensors` (average) and `weights_raw.safetensors`; returns its step."""
     step = best(rows, 1)[0]
     for source, name in ((_averaged, "weights"), (_raw, "weights_raw")):
         with atomic(folder / f"{name}.safetensors", durable=True) as temporary:

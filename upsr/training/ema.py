@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Ema:
-    """Follows a network: ema ← decay · ema + (1−decay) · weights, buffers copied. `network` is the average, to use."""
+    """ema ← decay · ema + (1−decay) · weights; buffers are copied. `network` is the averaged network."""
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -16,10 +16,10 @@ class Ema:
 
     @torch.no_grad()
     def update(self, network: nn.Module, skip: Tensor) -> None:
-        """One step after the network's; none where `skip` is true, which is found out on the device."""
+        """Updates the average after an optimizer step. `skip`, a flag on the device, leaves it unchanged."""
         average: list[Tensor] = list(self.network.parameters())
-        towards = list(torch._foreach_sub(list[Tensor](network.parameters()), average))
-        torch._foreach_mul_(towards, (1 - self.decay) * ~skip)
-        torch._foreach_add_(average, towards)
-        for mine, theirs in zip(self.network.buffers(), network.buffers(), strict=True):
-            mine.copy_(theirs)
+        change = list(torch._foreach_sub(list[Tensor](network.parameters()), average))
+        torch._foreach_mul_(change, (1 - self.decay) * ~skip)
+        torch._foreach_add_(average, change)
+        for target, source in zip(self.network.buffers(), network.buffers(), strict=True):
+            target.copy_(source)

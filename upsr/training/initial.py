@@ -1,4 +1,4 @@
-"""The weights that a training starts from: bundled ones, another model's, or none (`train.init`)."""
+"""The weights that training starts from: bundled weights, another model's, or none (`train.init`)."""
 
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,13 @@ from upsr.models.widen import widen_atd, widen_unet
 from upsr.pretrained import BUNDLED, CheckpointError, bundled, load_pretrained, weights_file
 from upsr.training.state import differences
 
-NOT_OF_THE_NETWORK = {"lpips_weight", "schedule"}  # keys of the section `atd` that say how ATD is trained
+TRAINING_KEYS = {"lpips_weight", "schedule"}  # keys of the config section `atd` that do not describe the network
 
 
 def initial_weights(name: str, width: int, init: str) -> Path | None:
-    """The file that `atd` or `unet` starts from, None for none.
+    """The weights file that `atd` or `unet` (`name`) starts from; None if it trains from scratch.
 
-    For `starter` it is the widest of the bundled weights whose width divides this network's.
+    For `starter`, it is the widest of the bundled weights whose width divides `width`; if none does, the widest.
     """
     if init != "starter":
         return None if init == "none" else weights_file(init)
@@ -27,28 +27,30 @@ def initial_weights(name: str, width: int, init: str) -> Path | None:
 
 
 def initialise(network: nn.Module, name: str, cfg: Atd | Unet, scale: int, init: str) -> None:
-    """Gives a network the weights of the part `name` of `init`'s file, where there is one.
+    """Loads the part `name` of `init`'s weights file into a network, if there is a file and it has that part.
 
-    A network 2, 3, ... times as wide as the file's starts from its weights widened. For `starter`, a network that the
-    bundled weights do not fit starts from scratch; for any other file, raises `CheckpointError`.
+    Weights are widened for a network 2, 3, ... times as wide. A network that the bundled weights do not fit trains
+    from scratch for `starter`. Raises `CheckpointError` where another file does not fit, is missing or is foreign.
     """
     path = initial_weights(name, cfg.dim, init)
     if path is None:
         return
     file = load_pretrained(path)
     if name not in file.settings:
-        print(f"train.init: {path} holds no {name}, which trains from scratch", flush=True)
+        print(f"{name}: trains from scratch: {path} holds no {name}", flush=True)
         return
-    ours: dict[str, Any] = {"scale": scale, name: cfg.model_dump(mode="json", exclude=NOT_OF_THE_NETWORK)}
-    theirs = {k: v for k, v in file.settings[name].items() if k not in NOT_OF_THE_NETWORK}
-    narrow = theirs["dim"]
-    theirs |= {"dim": cfg.dim} if cfg.dim % narrow == 0 else {}
-    wrong = differences({"scale": file.scale, name: theirs}, ours)
+    # compare settings
+    wanted: dict[str, Any] = {"scale": scale, name: cfg.model_dump(mode="json", exclude=TRAINING_KEYS)}
+    found = {k: v for k, v in file.settings[name].items() if k not in TRAINING_KEYS}
+    narrow = found["dim"]
+    found |= {"dim": cfg.dim} if cfg.dim % narrow == 0 else {}
+    wrong = differences({"scale": file.scale, name: found}, wanted)
     if wrong and init == "starter":
-        print(f"{name}: trains from scratch: the bundled weights are another network ({'; '.join(wrong)})", flush=True)
+        print(f"{name}: trains from scratch: the bundled weights do not fit ({'; '.join(wrong)})", flush=True)
         return
     if wrong:
-        raise CheckpointError(f"train.init: {path} is another network ({'; '.join(wrong)}): set the values of the file")
+        raise CheckpointError(f"train.init: {path}: another network ({'; '.join(wrong)}): use the values of the file")
+    # load, widened where needed
     weights = dict(file.parts[name])
     if cfg.dim != narrow and isinstance(network, ATD):
         weights = widen_atd(weights, network)

@@ -1,4 +1,4 @@
-"""What a person sees of a training: the rows of log.csv, the bar, and what the machine does."""
+"""What training shows: rows of log.csv, a progress bar or plain lines, speed and memory."""
 
 import csv
 import resource
@@ -12,7 +12,7 @@ from upsr.files import atomic
 
 
 class Log:
-    """log.csv, a bar on a terminal or plain lines in a log, and the pace. Only the main process has one."""
+    """Writes log.csv and prints progress: a bar on a terminal, else plain lines. Used by the main process only."""
 
     def __init__(self, path: Path, start: int, steps: int, device: torch.device) -> None:
         self.path, self.steps, self.device = path, steps, device
@@ -23,13 +23,13 @@ class Log:
     def step(self) -> None:
         self.bar.update()
 
-    def row(self, step: int, row: dict[str, float], pictures: int) -> dict[str, float]:
-        """Writes and shows the row of an interval of so many pictures; -> what the machine did in it."""
+    def row(self, step: int, row: dict[str, float], images: int) -> dict[str, float]:
+        """Writes and prints a row; `images` is the number since the last one. Returns speed and memory by name."""
         elapsed, cpu = time.perf_counter() - self._clock, time.process_time() - self._cpu
         self._clock, self._cpu = time.perf_counter(), time.process_time()
         _append(self.path, step, row)
         pace = {
-            "images_per_second": pictures / elapsed,
+            "images_per_second": images / elapsed,
             "system/memory_mb": memory_mb(self.device),
             "system/cpu_cores": cpu / elapsed,
         }
@@ -40,7 +40,7 @@ class Log:
         self.bar.close()
 
     def _show(self, step: int, row: dict[str, float]) -> None:
-        """On a terminal beside the bar, in a log a line of its own."""
+        """On a terminal beside the bar, else on its own line."""
         values: dict[str, object] = {k: f"{row[k]:.4g}" for k in ("loss", "lr", "grad_norm")}
         values |= {"img/s": f"{row['images_per_second']:.3g}", "memory": f"{row['system/memory_mb'] / 1024:.1f} GB"}
         if self.bar.disable:
@@ -51,14 +51,14 @@ class Log:
 
 
 def memory_mb(device: torch.device) -> float:
-    """The most that was held so far: on the device, or by this process where that is the CPU."""
+    """Peak memory in MiB: of the CUDA device, or of this process where the device is the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def _keep_rows(path: Path, start: int) -> None:
-    """Keeps the rows up to step `start`. The file is new in any case: the old one may be a link into DVC's cache."""
+    """Rewrites the file with its rows up to step `start`. Always a new file: the old one may link into DVC's cache."""
     rows = []
     if start and path.is_file():
         with path.open(newline="") as file:

@@ -1,4 +1,4 @@
-"""Training: one function in the order of time, for both networks."""
+"""The training loop: one function, in chronological order, for both networks."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,12 +22,12 @@ from upsr.training.memory import recompute_activations
 from upsr.training.pairs import Objective
 from upsr.training.record import Record
 from upsr.training.state import TrainingError
-from upsr.training.stopping import leave_signals_to_the_training, stop_signal
+from upsr.training.stopping import ignore_signals, stop_signal
 from upsr.training.validation import Validation
 
 
 def learning_rate(step: int, recipe: Recipe) -> float:
-    """The rate of a step: a linear rise over `warmup` steps, halved at each milestone passed."""
+    """The learning rate of step 0, 1, ...: a linear warm-up over `warmup` steps, halved at each milestone passed."""
     halvings = sum(step >= milestone for milestone in recipe.milestones)
     return recipe.lr * min(1.0, (step + 1) / max(recipe.warmup, 1)) * 0.5**halvings
 
@@ -47,14 +47,14 @@ def fit(
     report: Callable[[int, dict[str, float]], None],
     preview: Callable[[int, nn.Module], None],
 ) -> nn.Module:
-    """Trains `network`, leaves the best checkpoint's weights in `folder`, and returns the last moving average.
+    """Trains `network`, writes the best checkpoint's weights to `folder`, and returns the last moving average.
 
-    A run that was stopped at any point and is started again ends with the same weights, bit for bit on the CPU:
-    all randomness is a function of (seed, step, sample), and `folder` holds the state. `identity` is what a state
-    belongs to; one that belongs to something else is refused. SIGTERM and SIGINT save and leave. The main process
-    alone writes; all of them read the state, so that `folder` is shared where there are several machines.
+    A run that is stopped and started again ends with the same weights, bit for bit on the CPU: all randomness is a
+    function of (seed, step, sample), and `folder` holds the state. `identity` names the run that a state belongs to.
+    SIGTERM and SIGINT save the state and exit. Only the main process writes; all read, so machines share `folder`.
+    Raises `TrainingError` for a state of another run, differing states, or `max_bad_steps` non-finite steps in a row.
     """
-    # ---- set-up
+    # ---- setup: device, precision, average, optimizer
     precision = "no" if train.precision == "fp32" else train.precision
     parallel = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
     accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available(), kwargs_handlers=[parallel])
@@ -68,14 +68,14 @@ def fit(
     adam = torch.optim.AdamW(
         network.parameters(), lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True
     )
-    weights = network  # the bare network, below whatever wraps it
+    weights = network  # the bare network, without the wrappers of Accelerate and torch.compile
     network, optimizer = accelerator.prepare(network, adam)
     model: Any = torch.compile(network) if train.compile else network
     rates = torch.tensor([learning_rate(step, recipe) for step in range(recipe.steps)], device=device)
 
-    # ---- where were we?
+    # ---- resume from the newest state
     start, rows, record = 0, list[checkpoints.Row](), Record(device)
-    share = recipe.batch // world  # of each batch, from number `first` on
+    share = recipe.batch // world  # of each batch: the samples from number `first` on
     first = rank * share
     last = state.newest(folder, identity)
     if last is not None:
@@ -87,12 +87,12 @@ def fit(
             accelerator.scaler.load_state_dict(last["scaler"])
         record.load_state_dict(last["record"])
         start, rows = last["step"], last["checkpoints"]
-    _agree_on(start, folder)
+    _check_same_start(start, folder)
     if start and accelerator.is_main_process:
         print(f"resuming from step {start} of {folder}", flush=True)
     log = Log(folder / "log.csv", start, recipe.steps, device) if accelerator.is_main_process else None
 
-    def save_all(step: int) -> None:
+    def save_state(step: int) -> None:
         pools = gather_object([{k: v.cpu() for k, v in objective.pairs.pool.state_dict().items()}])
         if accelerator.is_main_process:
             values = {
@@ -109,24 +109,26 @@ def fit(
             state.write(folder, step, values)
         accelerator.wait_for_everyone()
 
-    # ---- the loop
+    # ---- data
     batches = step_batches(start, recipe.steps, recipe.batch, recipe.micro_batch, rank, world)
     loader = DataLoader(
         dataset,
         batch_sampler=batches,
         num_workers=train.workers,
         pin_memory=device.type == "cuda",
-        worker_init_fn=leave_signals_to_the_training,
+        worker_init_fn=ignore_signals,
     )
     micro_batches = iter(loader)
     parts = share // recipe.micro_batch
+
+    # ---- training steps
     with stop_signal(accelerator) as stop:
         for step in range(start + 1, recipe.steps + 1):
-            # -- pairs
+            # -- batch: HR patches to LR and HR pairs
             hr = torch.cat([batch.to(device, non_blocking=True) for batch in islice(micro_batches, parts)])
             drawn = objective.draw(hr, (seed, step - 1), first)
 
-            # -- gradients
+            # -- gradients, accumulated over micro-batches
             values: dict[str, Tensor] = {}
             for i, part in enumerate(zip(*(tensor.chunk(parts) for tensor in drawn), strict=True)):
                 with accelerator.autocast(), _synchronised(accelerator, network, i == parts - 1):
@@ -135,28 +137,28 @@ def fit(
                 for name, value in {"loss": loss, **terms}.items():
                     values[name] = values.get(name, 0) + value.detach().float() / parts
 
-            # -- weights. Nothing is read back from the device: it skips by itself a step without a finite gradient.
+            # -- weights. Nothing is read back: the device itself skips a step whose gradient is not finite.
             norm = accelerator.clip_grad_norm_(network.parameters(), recipe.clip)
             bad, rate = ~torch.isfinite(norm), rates[record.good][0]
             for group in adam.param_groups:
                 group["lr"] = rate
-            if accelerator.scaler is None:  # that of fp16 sets it itself
+            if accelerator.scaler is None:  # the scaler of fp16 sets it
                 adam.found_inf = bad.float()  # type: ignore[attr-defined]
             optimizer.step()
             optimizer.zero_grad()
             ema.update(weights, skip=bad)
             record.add(step, bad, {**values, "grad_norm": norm}, drawn)
 
-            # -- what a person sees
+            # -- log
             if log is not None:
                 log.step()
             if step % train.log_every == 0 or step == recipe.steps:
                 row = record.row(accelerator) | {"lr": rate.item()}
                 if log is not None:
                     report(step, row | log.row(step, row, ((step - 1) % train.log_every + 1) * recipe.batch))
-                record.complain(folder, train, accelerator)
+                record.check(folder, train, accelerator)
 
-            # -- what survives
+            # -- validation, checkpoints, state, preview
             signal_number = stop.agreed()
             if step % train.validate_every == 0 or step == recipe.steps:
                 figures = validate(ema.network, accelerator)
@@ -165,11 +167,13 @@ def fit(
                     checkpoints.keep(folder, rows, train.keep, ema.network, weights, save)
                     report(step, {f"validation/{k}": v for k, v in rows[-1].items() if k != "step"})
             if step % train.save_every == 0 or step == recipe.steps or signal_number:
-                save_all(step)
+                save_state(step)
             if accelerator.is_main_process and (step % train.preview_every == 0 or step == recipe.steps):
                 preview(step, ema.network)
             if signal_number:
                 raise SystemExit(128 + signal_number)
+
+    # ---- publish the best checkpoint
     if log is not None:
         log.close()
         print(f"the model is the checkpoint of step {checkpoints.publish(folder, rows)}", flush=True)
@@ -177,8 +181,8 @@ def fit(
     return ema.network
 
 
-def _agree_on(start: int, folder: Path) -> None:
-    """Processes that found different states would train different networks."""
+def _check_same_start(start: int, folder: Path) -> None:
+    """Raises `TrainingError` where processes found different states: they would train different networks."""
     starts = sorted(set(gather_object([start])))
     if len(starts) > 1:
         raise TrainingError(f"{folder}: processes would start from steps {starts}: let all machines share this folder")
@@ -186,7 +190,7 @@ def _agree_on(start: int, folder: Path) -> None:
 
 @contextmanager
 def _synchronised(accelerator: Accelerator, network: nn.Module, last: bool) -> Iterator[None]:
-    """Processes exchange gradients with the last part of a batch only."""
+    """Processes exchange gradients only for the last micro-batch of a batch."""
     if last:
         yield
     else:

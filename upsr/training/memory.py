@@ -1,4 +1,4 @@
-"""Training where memory is short."""
+"""Training with little memory."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +14,8 @@ from upsr.training.state import TrainingError
 
 
 def recompute_activations(network: nn.Module) -> None:
-    """Has each layer of ATD and each block of the UNet keep its inputs alone, and compute the rest again when the
-    gradients are made (Chen et al., arXiv 1604.06174). The networks draw nothing at random."""
+    """Makes each layer of ATD and each block of the UNet store only its inputs and recompute the rest for the gradients
+    (Chen et al., arXiv 1604.06174). No random state is kept, since the networks draw nothing at random."""
     for module in network.modules():
         if isinstance(module, Layer | Block):
             module.forward = partial(  # type: ignore[method-assign]
@@ -25,13 +25,14 @@ def recompute_activations(network: nn.Module) -> None:
 
 @contextmanager
 def memory_errors_in_one_line(section: str, micro_batch: int, patch: int) -> Iterator[None]:
-    """Says which batch did not fit and which key of `section` to lower."""
+    """Turns out-of-memory errors into a `TrainingError` that names the batch and the keys to lower in `section`."""
     try:
         yield
     except (torch.OutOfMemoryError, RuntimeError) as error:
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
         raise TrainingError(
-            f"out of memory with {micro_batch} patches of {patch}×{patch} at a time: lower {section}.micro_batch (the "
-            f"batch stays what it is), set train.checkpointing: true, or lower {section}.patch"
+            f"{section}: out of memory with {micro_batch} patches of {patch}×{patch} at a time: "
+            f"lower {section}.micro_batch (the batch stays the same), set train.checkpointing: true, "
+            f"or lower {section}.patch"
         ) from None

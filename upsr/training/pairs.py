@@ -1,4 +1,4 @@
-"""What a training step learns from: pairs of LR and HR, and what every objective has in common."""
+"""LR and HR pairs for a training step, and the interface that all objectives share."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol, Self
@@ -11,7 +11,7 @@ from upsr.degradation.pair_pool import PairPool
 from upsr.degradation.second_order import SecondOrder
 
 Loss = tuple[Tensor, dict[str, Tensor]]
-"""The loss to minimise and what to log beside it, all scalars on the device."""
+"""The loss to minimise and the values to log by name, all scalars on the device."""
 
 
 class Pairs(nn.Module):
@@ -23,9 +23,9 @@ class Pairs(nn.Module):
 
     @torch.no_grad()
     def forward(self, hr: Tensor, seed: Sequence[int], first: int = 0) -> tuple[Tensor, Tensor]:
-        """(B, 3, P, P) uint8 -> LR and HR in [0, 1], a function of `seed` and of each sample's number.
+        """(B, 3, P, P) uint8 -> LR (B, 3, P/s, P/s) and HR (B, 3, P, P) in [0, 1].
 
-        The patches are the samples from `first` on of the global batch, however that is split over processes.
+        All randomness is a function of `seed` and of each sample's number in the global batch, counted from `first`.
         """
         target = self.degrade.target(hr.float() / 255)
         target, lr = self.pool(target, self.degrade(target, seed, first), (*seed, 2), first)
@@ -33,7 +33,7 @@ class Pairs(nn.Module):
 
 
 class Objective(Protocol):
-    """What a network learns: `draw` makes a batch from HR patches, `loss` measures a network on a part of it."""
+    """What a network learns: `draw` makes a batch from HR patches, `loss` evaluates a network on part of it."""
 
     pairs: Pairs
 
@@ -43,7 +43,7 @@ class Objective(Protocol):
 
     @property
     def loss(self) -> Callable[..., Loss]:
-        """(network, *tensors of `draw`) -> the loss, and what to log."""
+        """(network, *tensors of `draw`) -> the loss and the values to log."""
         ...
 
     def to(self, device: torch.device) -> Self: ...

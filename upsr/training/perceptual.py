@@ -1,4 +1,4 @@
-"""LPIPS with VGG16 as a training loss, in plain torch: training runs where no metric library is installed."""
+"""LPIPS with VGG16 as a training loss, in plain torch: training needs no metric library."""
 
 from pathlib import Path
 from typing import Literal
@@ -10,15 +10,16 @@ from torch import Tensor
 
 VGG = "hub/checkpoints/vgg16-397923af.pth"
 LINEAR = "hub/pyiqa/LPIPS_v0.1_vgg-a78928a0.pth"
-# Convolutions of VGG16 by their place in torchvision's `features`; a stage ends at each pooling.
+# Convolutions of VGG16 by their index in torchvision's `features`; pooling separates the stages.
 STAGES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Lpips(nn.Module):
-    """LPIPS v0.1 (Zhang et al., CVPR 2018): distances of unit-normalised VGG16 features, weighted by learned lines.
+    """LPIPS v0.1 (Zhang et al., CVPR 2018): distances of unit-normalised VGG16 features, weighted per channel.
 
-    `weights` is the folder that the stage `download` fills. Frozen; gradients reach the first picture only.
+    `weights` is the folder that the stage `download` fills. Frozen; only the first image gets gradients. Raises
+    `FileNotFoundError` where the weights are missing.
     """
 
     mean: Tensor
@@ -50,7 +51,7 @@ class Lpips(nn.Module):
             x = F.max_pool2d(x, 2) if i else x
             for conv in stage:  # type: ignore[attr-defined]
                 x = F.relu(conv(x))
-            features.append(F.normalize(x.float(), dim=1, eps=1e-10))  # squares leave the range of half precision
+            features.append(F.normalize(x.float(), dim=1, eps=1e-10))  # squares would overflow in half precision
         return features
 
 
@@ -70,9 +71,10 @@ def _load(path: Path) -> dict[str, Tensor]:
 
 
 class PerceptualLoss(nn.Module):
-    """LPIPS of pictures in [-1, 1]; a weight of 0 needs no weights file and costs nothing.
+    """Weighted LPIPS of images in [-1, 1]; a weight of 0 needs no weights file and costs nothing.
 
-    `official` repeats the released code, which hands [-1, 1] to a metric that expects [0, 1].
+    `official` repeats the released code, which passes [-1, 1] to a metric that expects [0, 1]. Raises
+    `FileNotFoundError` where the weights are missing.
     """
 
     def __init__(self, weight: float, lpips_range: Literal["proper", "official"], weights: str | Path) -> None:

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT ask a training to save and leave, in all its processes after the same step."""
+"""SIGTERM and SIGINT: training saves its state and exits, in all processes after the same step."""
 
 import signal
 from collections.abc import Iterator
@@ -13,15 +13,15 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stop:
-    """The signal that asked the training to end, 0 while none did."""
+    """The number of the signal that asked training to stop; 0 if there was none."""
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.number = 0
-        # Hosts ask each other beside the GPUs, which need not have ended the step for it.
+        # Hosts communicate by gloo, so that they need not wait for the GPUs to finish the step.
         self._hosts: Any = dist.new_group(backend="gloo") if accelerator.num_processes > 1 else None
 
     def agreed(self) -> int:
-        """The same answer in every process: what any of them was told."""
+        """The signal number that any process got, the same in every process; 0 if there was none."""
         if self._hosts is None:
             return self.number
         number = torch.tensor(self.number)
@@ -31,21 +31,21 @@ class Stop:
 
 @contextmanager
 def stop_signal(accelerator: Accelerator) -> Iterator[Stop]:
-    """Notes a signal instead of obeying it, until the block ends."""
+    """Records SIGTERM and SIGINT instead of exiting, until the block ends."""
     stop = Stop(accelerator)
 
     def handle(number: int, _: object) -> None:
         stop.number = number
 
-    before = {s: signal.signal(s, handle) for s in SIGNALS}
+    previous = {s: signal.signal(s, handle) for s in SIGNALS}
     try:
         yield stop
     finally:
-        for s, handler in before.items():
+        for s, handler in previous.items():
             signal.signal(s, handler)
 
 
-def leave_signals_to_the_training(_: int) -> None:
-    """A reader that a signal to the whole group ended would take the training with it before it has saved."""
+def ignore_signals(_: int) -> None:
+    """For data workers: a signal to the process group must not end them before training has saved its state."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""What the denoiser learns: MSE + λ · LPIPS of x̂0 at a random time of the chain, g being frozen (UPSR, section 3.4)."""
+"""The denoiser's training objective: MSE + λ · LPIPS of x̂0 at a random timestep, g frozen (UPSR, section 3.4)."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -24,7 +24,10 @@ class UnetObjective(nn.Module):
 
     @torch.no_grad()
     def draw(self, hr: Tensor, seed: Sequence[int], first: int = 0) -> tuple[Tensor, ...]:
-        """LR, HR, and for each sample its own position in [0, 1) on the chain and its own noise field."""
+        """(B, 3, P, P) uint8 -> LR and HR in [0, 1], positions on the chain (B,) in [0, 1), noise fields (B, 3, P, P).
+
+        `seed` and `first` as in `Pairs`. Each sample has its own position and noise field.
+        """
         lr, hr = self.pairs(hr, seed, first)
         fields = Draws((*seed, 1), first, len(hr), hr.device).fields
         noise = torch.stack([torch.randn(hr.shape[1:], generator=own, device=hr.device) for own in fields])
@@ -32,7 +35,7 @@ class UnetObjective(nn.Module):
         return lr, hr, position, noise
 
     def loss(self, denoiser: nn.Module, lr: Tensor, hr: Tensor, position: Tensor, noise: Tensor) -> Loss:
-        """Logs `mse` and `lpips`, both weighted, `weight`, the mean of w, and what the variant of uncertainty logs."""
+        """Logs `mse` and `lpips` (both weighted), `weight` (the mean of w), and what the uncertainty variant logs."""
         bare = cast(Denoiser, getattr(denoiser, "module", denoiser))  # DDP forwards calls, not attributes
         with torch.no_grad():
             sr = self.atd(lr).float()

@@ -1,4 +1,4 @@
-"""How good a network is while it learns: a few held-out pairs, PSNR and LPIPS, shared out among the processes."""
+"""Validation during training: PSNR and LPIPS on a few held-out pairs, split among the processes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ Pair = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Validation:
-    """Held-out pairs of LR (1, 3, p, p) and HR (1, 3, s·p, s·p) in [0, 1], and what makes a picture of an LR.
+    """Held-out pairs of LR (1, 3, p, p) and HR (1, 3, s·p, s·p) in [0, 1], and the function that upscales an LR.
 
-    PSNR is that of RGB rounded to 8 bit, LPIPS the one the training learns by: figures to choose between checkpoints
-    of one training by, not the benchmarks' figures. Without `lpips` there is PSNR alone.
+    PSNR is of RGB rounded to 8 bit. `lpips` is the metric of the training loss; None leaves it out. These figures
+    compare checkpoints of one run, and cannot be compared with benchmark figures.
     """
 
     pairs: list[Pair]
@@ -30,7 +30,7 @@ class Validation:
 
     @torch.no_grad()
     def __call__(self, network: nn.Module, accelerator: Accelerator) -> dict[str, float]:
-        """Means over all pairs, the same in every process, however many there are."""
+        """Means over all pairs by name (`psnr`, `lpips`), the same in every process and for any number of processes."""
         lpips = self.lpips and self.lpips.to(accelerator.device)
         table = torch.zeros(len(self.pairs), 2, device=accelerator.device)
         for i in range(accelerator.process_index, len(self.pairs), accelerator.num_processes):
@@ -43,13 +43,14 @@ class Validation:
         return dict(zip(("psnr", "lpips") if lpips else ("psnr",), means, strict=False))
 
 
-def held_out(pictures: Sequence[Path], degrade: SecondOrder, patch: int) -> list[Pair]:
-    """The middle of each picture, `patch` pixels wide, and an LR of it that is the same whenever it is made.
+def held_out(images: Sequence[Path], degrade: SecondOrder, patch: int) -> list[Pair]:
+    """LR and HR in [0, 1] for each image file: HR is its centre, `patch` pixels wide, LR is the same in every run.
 
-    It is degraded here, since a ×2 training comes before the ×4 one, and no benchmark has LR pictures for both.
+    LR is made here, not read from a benchmark: ×2 and ×4 training both need it. Raises `ImageError` for an unreadable
+    file.
     """
     pairs = []
-    for path in pictures:
+    for path in images:
         hr = to_tensor(read_rgb(path))
         top, left = (max(size - patch, 0) // 2 for size in hr.shape[2:])
         hr = pad_to(hr[:, :, top : top + patch, left : left + patch], patch, patch)

@@ -30,7 +30,6 @@ def relative_position_index(window: int) -> Tensor:
     return dy * (2 * window - 1) + dx
 
 
-@torch.compiler.assume_constant_result  # compiled code keeps the mask as a constant
 def attention_mask(
     height: int, width: int, window: int, shift: int, device: torch.device, official: bool = False
 ) -> Tensor | None:
@@ -42,7 +41,8 @@ def attention_mask(
     `official` repeats the released UNet's mask, with which its weights were trained. It masks the seam between rows
     only, with rows and columns exchanged within each window.
     """
-    return _mask(height, width, window, shift, device, official)
+    make = _mask.__wrapped__ if torch.compiler.is_compiling() else _mask  # the compiler does not see through a cache
+    return make(height, width, window, shift, device, official)
 
 
 @lru_cache(maxsize=16)

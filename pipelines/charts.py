@@ -85,6 +85,8 @@ def _running_mean(y: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Point:
+    """A labelled point, in the coordinates of the SVG."""
+
     name: str
     x: float
     y: float
@@ -93,6 +95,8 @@ class Point:
 
 @dataclass(frozen=True)
 class Scatter:
+    """What the template draws: the ticks of both axes, and the points."""
+
     x_ticks: Ticks
     y_ticks: Ticks
     points: list[Point]

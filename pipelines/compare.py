@@ -156,12 +156,10 @@ def markdown(table: pd.DataFrame, columns: list[str], benchmark: str, runs: int,
 
 def plot(table: pd.DataFrame, columns: list[str], bicubic: tuple[float, float], benchmark: str, path: Path) -> None:
     """PSNR against LPIPS, with error bars of one standard deviation; better is up and to the right."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes = figure.subplots()
     for _, row in table.iterrows():
         label = ", ".join(str(row[c]) for c in columns)
         spread = {"xerr": row["psnr std"], "yerr": row["lpips std"]}
@@ -174,4 +172,3 @@ def plot(table: pd.DataFrame, columns: list[str], bicubic: tuple[float, float], 
     axes.legend(fontsize="small")
     with atomic(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
-    plt.close(figure)

@@ -117,7 +117,7 @@ def nightly(root: str | None = None) -> State[None]:
     """Evaluates the champion and the newest candidate on every available benchmark.
 
     A regression fails the flow, and the champion stays. A candidate that improves by the rules of `nightly` in
-    params.yaml becomes the champion.
+    params.yaml becomes the champion. Raises `Regression` for a regression, else `JobsFailed` where jobs failed.
     """
     with _project(root) as (folder, params):
         run = nightly_logic.begin(params)
@@ -140,7 +140,10 @@ def nightly(root: str | None = None) -> State[None]:
 
 @flow
 def sweep(root: str | None = None) -> State[None]:
-    """Runs the experiments of `sweep` in params.yaml that HEAD does not have yet, one per device at a time."""
+    """Runs the experiments of `sweep` in params.yaml that HEAD does not have yet, one per device at a time.
+
+    Raises `JobsFailed` where experiments failed.
+    """
     with _project(root) as (folder, params):
         names = sweep_logic.remaining(params)
         if not names:

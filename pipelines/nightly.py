@@ -82,6 +82,7 @@ class NightlyRun:
 
     @property
     def worse(self) -> list[Row]:
+        """The rows that regressed."""
         return [row for row in self.rows if row.worse]
 
 

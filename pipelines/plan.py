@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipelines import train_atd, train_unet
 from upsr.config import Params, Recipe
-from upsr.models import build_atd
+from upsr.models.atd import build_atd
 from upsr.training.atd_objective import AtdObjective
 from upsr.training.memory import recompute_activations
 from upsr.training.unet_objective import UnetObjective
@@ -32,15 +32,15 @@ class Step:
     """Bytes saved between forward and backward, in single precision."""
 
 
-def plan(params: Params, processes: int = 1) -> str:
+def plan(params: Params) -> str:
     """A table of the stages with the sizes of their data, and the trainings' memory and time on this machine.
 
     FLOPs and activations are counted in a step on meta tensors. The time is FLOPs over the measured speed of a large
     matrix product, so it may be wrong by a factor of two.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    speed = EFFICIENCY * matrix_speed(device, params.train.precision) * processes
-    lines = [f"{processes} × {_name(device)}, about {speed / 1e12:.3g} useful TFLOP/s in {params.train.precision}"]
+    speed = EFFICIENCY * matrix_speed(device, params.train.precision)
+    lines = [f"{_name(device)}, about {speed / 1e12:.3g} useful TFLOP/s in {params.train.precision}"]
     # data
     lines += [f"{name:<14}{text}" for name, text in _data_stages(params)]
     # trainings

@@ -7,7 +7,8 @@ import torch.nn as nn
 from pipelines.stage import run
 from pipelines.training import WEIGHTS, begin, build_pairs, finish, short_digest, train
 from upsr.config import Atd, AtdRecipe, Params, Recipe, Section, load_params
-from upsr.models import ATD, build_atd
+from upsr.models.atd import ATD, build_atd
+from upsr.models.widen import widen_atd
 from upsr.pretrained import FILE, load_pretrained, save_pretrained
 from upsr.training.atd_objective import AtdObjective
 from upsr.training.initial import initial_weights, initialise
@@ -56,7 +57,7 @@ def train_atd(params: Params, recipe: Recipe, scale: int, folder: Path, body: Pa
 
     def build() -> ATD:
         atd = fresh_atd(params.atd, scale, body)
-        initialise(atd, "atd", params.atd, scale, params.train.init)
+        initialise(atd, "atd", params.atd, scale, params.train.init, widen_atd)
         return atd
 
     def save(path: Path, atd: nn.Module) -> None:

@@ -13,7 +13,9 @@ from upsr.diffusion.denoiser import Denoiser, build_denoiser, upsample
 from upsr.diffusion.diffuser import Diffuser
 from upsr.diffusion.noise import field
 from upsr.diffusion.uncertainty import load_edge_detector
-from upsr.models import build_atd, build_unet
+from upsr.models.atd import build_atd
+from upsr.models.unet import build_unet
+from upsr.models.widen import widen_unet
 from upsr.pretrained import FILE, load_pretrained, save_pretrained
 from upsr.training.initial import initial_weights, initialise
 from upsr.training.perceptual import PerceptualLoss
@@ -45,7 +47,7 @@ def main() -> None:
     # functions for `train`
     def build() -> Denoiser:
         denoiser = fresh_denoiser(params)
-        initialise(denoiser.network, "unet", params.unet, params.scale, params.train.init)
+        initialise(denoiser.network, "unet", params.unet, params.scale, params.train.init, widen_unet)
         if detector is not None:
             load_edge_detector(denoiser.uncertainty, detector)
         return denoiser
@@ -82,6 +84,7 @@ def main() -> None:
 
 
 def fresh_denoiser(params: Params) -> Denoiser:
+    """A denoiser of the settings, with random weights."""
     return build_denoiser(
         build_unet(params.unet, params.scale),
         unet=params.unet,

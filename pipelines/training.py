@@ -35,6 +35,7 @@ CHANGEABLE = {"init", "workers", "checkpointing", "preview_every", "save_every",
 
 
 def build_pairs(cfg: Degradation, scale: int, recipe: Recipe) -> Pairs:
+    """The degradation and the pool of past pairs, as one module."""
     return Pairs(build_degradation(cfg, scale), PairPool(recipe.pool, recipe.batch))
 
 
@@ -150,7 +151,7 @@ def _preview(
 ) -> None:
     """Writes a preview sheet; each row has LR, bicubic, the network's output and HR."""
     device = next(network.parameters()).device
-    hr = torch.stack([dataset[i] for i in range(PREVIEWS)]).to(device).float() / 255
+    hr = degrade.target(torch.stack([dataset[i] for i in range(PREVIEWS)]).to(device).float() / 255)
     lr = degrade(hr, (0,))
     size = hr.shape[2:]
     columns = [F.interpolate(lr, size, mode="nearest"), resize(lr, size), upscale(network, lr), hr]

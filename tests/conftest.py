@@ -21,7 +21,8 @@ from safetensors import safe_open
 from upsr.acquisition.metric_weights import prepare
 from upsr.config import Params, parse
 from upsr.diffusion.uncertainty import build_uncertainty
-from upsr.models import build_atd, build_unet
+from upsr.models.atd import build_atd
+from upsr.models.unet import build_unet
 from upsr.pretrained import FILE, save_pretrained
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,9 +76,13 @@ def imports(path: Path, *packages: str) -> set[str]:
     """The modules that a file imports, anywhere in it: of some packages, or all."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
+        called = node.func if isinstance(node, ast.Call) else None
+        name = getattr(called, "attr", getattr(called, "id", ""))
+        assert name not in ("import_module", "__import__"), f"{path}:{node.lineno}: import it by a statement"
         if isinstance(node, ast.Import):
             found |= {name.name for name in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, f"{path}:{node.lineno}: write the whole name of what is imported"
             found |= {node.module} | {f"{node.module}.{name.name}" for name in node.names}
     return {name for name in found if not packages or name.split(".")[0] in packages}
 
@@ -101,14 +106,14 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not (folder / "manifest.json").is_file():
         folder = tmp_path_factory.mktemp("weights") / "data" / "metric_weights"
     if reason := prepare(folder)["lpips-vgg"]:
-        pytest.skip(f"the weights of LPIPS cannot be had here: {reason}")
+        pytest.skip(f"the weights of LPIPS are unavailable here: {reason}")
     return folder
 
 
 def until(what: Callable[[], object]) -> None:
     deadline = time.monotonic() + PATIENCE
     while not what():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.2)
 
 

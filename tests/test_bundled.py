@@ -16,7 +16,9 @@ from upsr.config import Params, parse
 from upsr.evaluation.metrics import psnr
 from upsr.evaluation.protocol import PROTOCOLS, for_fidelity
 from upsr.inference.upscaler import Upscaler
-from upsr.models import build_atd, build_unet
+from upsr.models.atd import build_atd
+from upsr.models.unet import build_unet
+from upsr.models.widen import widen_atd, widen_unet
 from upsr.pretrained import load_pretrained, weights_file
 from upsr.training.initial import initialise
 
@@ -52,7 +54,7 @@ def test_the_sample_scale_begins_from_them(name: str, capsys):
     cfg, build = {"atd": (params.atd, build_atd), "unet": (params.unet, build_unet)}[name]
     network = build(cfg, params.scale)
     fresh = {key: value.clone() for key, value in network.state_dict().items()}
-    initialise(network, name, cfg, params.scale, params.train.init)
+    initialise(network, name, cfg, params.scale, params.train.init, {"atd": widen_atd, "unet": widen_unet}[name])
     assert f"{name}: starts from" in capsys.readouterr().out
     assert any(not torch.equal(value, fresh[key]) for key, value in network.state_dict().items())
     assert all(value.dtype == torch.float32 for value in network.parameters())
@@ -63,7 +65,7 @@ def test_a_width_begins_from_the_widest_starter_that_divides_it(dim: int, told: 
     params = parse(Params, yaml.safe_load((ROOT / "params.yaml").read_text()), "params.yaml")
     lr = torch.rand(1, 3, 16, 16)
     wide = build_atd(params.atd.model_copy(update={"dim": dim}), 4).eval()
-    initialise(wide, "atd", params.atd.model_copy(update={"dim": dim}), 4, "starter")
+    initialise(wide, "atd", params.atd.model_copy(update={"dim": dim}), 4, "starter", widen_atd)
     assert f"{told}{os.sep}weights.safetensors" in capsys.readouterr().out
     with torch.inference_mode():
         assert torch.allclose(wide(lr), Upscaler.from_pretrained(told).atd(lr), atol=1e-4)
@@ -77,7 +79,7 @@ def test_the_starter_unet_widened_makes_the_same_picture():
     cfg = params.unet.model_copy(update={"dim": 96})
     assert upscaler.diffuser is not None
     upscaler.diffuser.denoiser.network = build_unet(cfg, 4).eval()
-    initialise(upscaler.diffuser.denoiser.network, "unet", cfg, 4, "starter")
+    initialise(upscaler.diffuser.denoiser.network, "unet", cfg, 4, "starter", widen_unet)
     assert psnr(upscaler.upscale(lr).image, narrow) > 50
 
 
@@ -89,8 +91,8 @@ def test_upsr_stands_on_the_atd_that_comes_alone():
 def test_a_sweep_compares_unets_that_all_train_from_scratch(capsys):
     params = parse(Params, yaml.safe_load((ROOT / "params.yaml").read_text()), "params.yaml")
     (init,) = params.sweep.cross["train.init"]
-    initialise(build_atd(params.atd, params.scale), "atd", params.atd, params.scale, init)
-    initialise(build_unet(params.unet, params.scale), "unet", params.unet, params.scale, init)
+    initialise(build_atd(params.atd, params.scale), "atd", params.atd, params.scale, init, widen_atd)
+    initialise(build_unet(params.unet, params.scale), "unet", params.unet, params.scale, init, widen_unet)
     told = capsys.readouterr().out
     assert "atd: starts from" in told and "unet: trains from scratch" in told
 
@@ -101,7 +103,7 @@ def test_a_network_that_they_do_not_fit_starts_from_nothing(capsys):
     torch.manual_seed(0)
     atd = build_atd(wide, 4)
     torch.manual_seed(0)
-    initialise(atd, "atd", wide, 4, "starter")
+    initialise(atd, "atd", wide, 4, "starter", widen_atd)
     told = capsys.readouterr().out
     assert "trains from scratch" in told and "atd.dim: 96 -> 32" in told
     assert all(torch.equal(a, b) for a, b in zip(atd.parameters(), build_atd(wide, 4).parameters(), strict=True))

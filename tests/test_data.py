@@ -92,7 +92,7 @@ def test_training_pictures_keep_their_bytes_and_held_out_ones_are_shrunk_whole(a
     assert not (tmp_path / "hr/colour.png").exists()
 
 
-def test_taking_again_writes_nothing_anew_and_clears_what_an_earlier_source_left(album, tmp_path):
+def test_taking_again_writes_nothing_and_clears_what_an_earlier_source_left(album, tmp_path):
     take(tmp_path)
     before = {p: p.stat().st_mtime_ns for p in images.find(tmp_path / "hr")}
     take(tmp_path)

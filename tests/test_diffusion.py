@@ -12,7 +12,7 @@ from upsr.diffusion.samplers import sample
 from upsr.diffusion.schedule import respace, sqrt_eta_schedule
 from upsr.diffusion.uncertainty import Isotropic, Residual, Variant, no_analysis
 from upsr.images import to_signed, to_unit
-from upsr.models import build_unet
+from upsr.models.unet import build_unet
 from upsr.official import DERIVED, read_unet
 
 PLAIN = {"scale": 4, "uncertainty": Isotropic(), "condition": ["sr", "bicubic"]}

@@ -21,7 +21,8 @@ from upsr.degradation.pair_pool import PairPool
 from upsr.degradation.second_order import build_degradation
 from upsr.diffusion.denoiser import build_denoiser
 from upsr.inference.upscaler import Upscaler
-from upsr.models import build_atd, build_unet
+from upsr.models.atd import build_atd
+from upsr.models.unet import build_unet
 from upsr.training.pairs import Pairs
 from upsr.training.perceptual import PerceptualLoss
 from upsr.training.unet_objective import UnetObjective

@@ -78,6 +78,16 @@ def test_a_planted_upward_import_is_found(file: str, line: str, tmp_path: Path):
     assert {entry.split()[0] for entry in upward_imports(tmp_path)} == {file}
 
 
+@pytest.mark.parametrize(
+    "line",
+    ["from ..evaluation import metrics", "from .. import evaluation", "importlib.import_module('upsr.commands')"],
+)
+def test_an_import_that_hides_its_name_is_refused(line: str, tmp_path: Path):
+    (tmp_path / "hidden.py").write_text(line)
+    with pytest.raises(AssertionError, match=r"hidden\.py:1"):
+        imports(tmp_path / "hidden.py", "upsr")
+
+
 def test_every_part_has_its_layer():
     assert {part(p, ROOT) for p in (ROOT / "upsr").rglob("*.py")} - {FRONT_DOOR} == set(LEVEL)
 

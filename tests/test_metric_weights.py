@@ -40,7 +40,7 @@ def weights(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
     reasons = [reason for reason in prepare(folder).values() if reason]
     if reasons:
-        pytest.skip(f"metric weights cannot be had here: {reasons[0]}")
+        pytest.skip(f"metric weights are unavailable here: {reasons[0]}")
     return folder
 
 
@@ -71,7 +71,7 @@ def test_networks_rank_as_people_do(scores, metric):
 @slow
 def test_dists_is_the_file_that_pyiqa_would_download(weights):
     """Its name ends with the hash of what it should hold. (On the authors' two example pictures it gives the 0.3347
-    that they print; these pictures are not at hand here.)"""
+    that they print; these pictures are not available here.)"""
     path = weights / "hub/pyiqa/DISTS_weights-f5e65c96.pth"
     assert hashlib.sha256(path.read_bytes()).hexdigest().startswith("f5e65c96")
 

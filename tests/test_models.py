@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from conftest import fixture_file, params
 
-from upsr.models import ATD, UNet, build_atd, build_unet
+from upsr.models.atd import ATD, build_atd
+from upsr.models.unet import UNet, build_unet
 from upsr.models.widen import widen_atd, widen_unet
 from upsr.models.windows import attention_mask, merge, partition
 from upsr.official import DERIVED, read_atd, read_unet

@@ -13,7 +13,8 @@ from test_pretrained import Hostile
 from upsr import images
 from upsr.__main__ import main
 from upsr.inference.upscaler import Upscaler
-from upsr.models import ATD, UNet
+from upsr.models.atd import ATD
+from upsr.models.unet import UNet
 from upsr.official import DIFFUSION, read_atd, read_unet
 
 

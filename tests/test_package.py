@@ -1,8 +1,8 @@
 """What a user installs: a wheel that works where no checkout is, a command that answers at once, types, a version."""
 
-import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -38,7 +38,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     listed = subprocess.check_output(["git", "ls-files", "-z", "upsr"], cwd=ROOT, text=True).split("\0")
     for name in ["pyproject.toml", "README.md", "LICENSE", *filter(None, listed)]:
         (source / name).parent.mkdir(parents=True, exist_ok=True)
-        (source / name).hardlink_to(ROOT / name)
+        shutil.copy2(ROOT / name, source / name)
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(source)]
     subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
     (found,) = out.glob("upsr-*.whl")
@@ -85,7 +85,7 @@ def test_where_no_checkout_is_a_photo_is_upscaled(elsewhere: Path, tmp_path: Pat
     # What needs an extra says which, in one line.
     images.write(tmp_path / "LRx4" / "a.png", np.zeros((16, 16, 3), np.uint8))
     images.write(tmp_path / "HR" / "a.png", np.zeros((64, 64, 3), np.uint8))
-    (tmp_path / "params.yaml").write_text("seed: 0")
+    shutil.copy(ROOT / "params.yaml", tmp_path)
     (tmp_path / "scales").mkdir()
     (tmp_path / "scales" / "other.yaml").write_text("seed: 1")
     for arguments, extra in (
@@ -93,6 +93,7 @@ def test_where_no_checkout_is_a_photo_is_upscaled(elsewhere: Path, tmp_path: Pat
         (["compare"], "pipeline"),
         (["upscale", "photo.jpg", "-o", "x.png", "--model", "models:/upsr@champion"], "pipeline"),
         (["scale", "other"], "pipeline"),
+        (["doctor", "--plan"], "pipeline"),
     ):
         done = run(*arguments)
         assert done.returncode == 2, arguments
@@ -146,6 +147,16 @@ print(sorted(set({HEAVY!r}) & set(sys.modules)), file=sys.stderr)
     assert done.stderr.splitlines()[-1] == "[]", done.stderr
 
 
+def test_the_help_names_the_bundled_weights(capsys: pytest.CaptureFixture[str]):
+    from upsr.__main__ import main
+    from upsr.pretrained import bundled
+
+    with pytest.raises(SystemExit):
+        main(["upscale", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"bundled weights (starter, {', '.join(bundled())})" in text
+
+
 def test_the_package_names_its_upscaler_and_its_version():
     from upsr.inference.upscaler import Upscaler
 
@@ -158,8 +169,12 @@ def test_the_package_names_its_upscaler_and_its_version():
 # Documents that must agree with it
 
 
-def test_the_readmes_python_example_runs(tmp_path: Path):
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+def test_the_python_example_of_the_readme_and_the_index_runs(tmp_path: Path):
+    blocks = [
+        re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.S) for name in ("README.md", "docs/index.md")
+    ]
+    assert blocks[0] == blocks[1]
+    (code,) = blocks[0]
     assert len(code.splitlines()) <= 6
     images.write(tmp_path / "photo.jpg", np.random.default_rng(0).integers(0, 255, (12, 16, 3), np.uint8))
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
@@ -177,12 +192,3 @@ def test_the_lock_has_every_dependency_in_an_allowed_version():
         if requirement.name != "upsr":
             assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), requirement
     assert not any("://" in line for line in lines)
-
-
-def test_the_citation_names_the_version():
-    import yaml
-
-    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    assert citation["version"] == PROJECT["version"]
-    assert PROJECT["version"] in (ROOT / "CHANGELOG.md").read_text()
-    json.dumps(citation, default=str)

@@ -18,7 +18,7 @@ from test_tracking import wait_for
 from pipelines import registry, tracking
 from upsr import images
 from upsr.__main__ import main
-from upsr.models import build_atd
+from upsr.models.atd import build_atd
 from upsr.pretrained import save_pretrained
 
 CHAMPION = "models:/upsr@champion"

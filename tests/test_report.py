@@ -106,7 +106,7 @@ def identity() -> dict[str, Any]:
         "dvc_experiment": "wide",
         "params_sha256": "ab" * 32,
         "packages": {"torch": "2.15.0"},
-        "absent": {"musiq": "its weights are not at hand"},
+        "absent": {"musiq": "its weights are not available"},
         "absent_benchmarks": {"Set5": "data/benchmarks/Set5: no such folder: put its HR/ and LRx4/ there"},
         "failed": [
             {"benchmark": "holdout", "picture": "torn", "model": "atd", "reason": "torn.png: truncated <picture>"}
@@ -241,7 +241,7 @@ def test_small_pictures_are_embedded_as_they_are(work: Path, text: str) -> None:
 
 
 def test_page_tells_what_is_missing(text: str) -> None:
-    assert "its weights are not at hand" in text and "put its HR/ and LRx4/ there" in text
+    assert "its weights are not available" in text and "put its HR/ and LRx4/ there" in text
     assert "holdout / torn, ATD: torn.png: truncated &lt;picture&gt;" in text
     assert "Sample scale: trained for 150 steps." in text
 

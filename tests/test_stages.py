@@ -12,6 +12,9 @@ import pytest
 import yaml
 from conftest import ROOT, imports, settings
 
+from pipelines.training import CHANGEABLE
+from upsr.config import Train
+
 STAGES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
 
@@ -71,6 +74,20 @@ def test_a_stage_declares_the_sections_it_reads(stage: str):
         and "params" in (getattr(node.value, "id", ""), getattr(node.value, "attr", ""))
     } - {"model_dump"}
     assert {p.split(".")[0] for p in STAGES[stage]["params"]} == read
+
+
+@pytest.mark.parametrize("stage", ["train_atd", "train_unet"])
+def test_a_training_depends_on_every_key_that_changes_its_weights(stage: str):
+    """And on two that a state may resume under: `init` is where it starts, `keep` how many checkpoints it leaves."""
+    declared = {p.removeprefix("train.") for p in STAGES[stage]["params"] if p.startswith("train.")}
+    assert declared == set(Train.model_fields) - CHANGEABLE | {"init", "keep"}
+
+
+def test_the_lock_is_of_this_graph():
+    """`dvc repro` was run after the last change of dvc.yaml: its lock names the same files."""
+    lock = yaml.safe_load((ROOT / "dvc.lock").read_text())["stages"]
+    for stage, entry in STAGES.items():
+        assert {d["path"] for d in lock[stage]["deps"]} == set(entry["deps"]), stage
 
 
 FLOWS = {"jobs", "nightly", "sweep"}  # sections that no stage reads

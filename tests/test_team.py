@@ -103,4 +103,4 @@ def test_a_team_shares_what_stages_made_through_a_dvc_remote(tmp_path: Path) -> 
     run(first, "git add -A", f"{identity} commit -qm first", f"git clone -q {first} {second}")
     said = run(second, "dvc pull", "dvc repro")
     assert (second / "model").read_text() == "weights"
-    assert any("didn't change, skipping" in line for line in said), "the second member trained anew"
+    assert any("didn't change, skipping" in line for line in said), "the second member trained again"

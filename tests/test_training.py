@@ -26,7 +26,9 @@ from upsr.degradation.second_order import build_degradation
 from upsr.diffusion.denoiser import Denoiser, build_denoiser
 from upsr.evaluation.metrics import Metrics
 from upsr.evaluation.protocol import PROTOCOLS
-from upsr.models import build_atd, build_unet
+from upsr.models.atd import build_atd
+from upsr.models.unet import build_unet
+from upsr.models.widen import widen_atd, widen_unet
 from upsr.pretrained import CheckpointError, load_pretrained, save_pretrained
 from upsr.training import checkpoints
 from upsr.training.atd_objective import AtdObjective
@@ -262,6 +264,7 @@ def test_the_networks_compile_to_one_graph_without_a_warning():
     for network, inputs in ((atd, (torch.rand(1, 3, 16, 16),)), (unet, unet_inputs)):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
+            warnings.filterwarnings("ignore", "Guards may run slower on Python")  # of Python 3.13.0 alone
             compiled = torch.compile(network, backend="aot_eager", fullgraph=True)(*inputs)
         assert torch.allclose(compiled, network(*inputs), atol=1e-6)
 
@@ -426,17 +429,17 @@ def test_a_training_starts_from_a_weights_file_that_fits(tmp_path: Path, capsys)
     theirs, ours = build_atd(p.atd, 4), build_atd(p.atd, 4)
     save_pretrained(tmp_path / "weights.safetensors", {"atd": theirs.state_dict()}, {"scale": 4, "atd": p.atd})
     changed = p.atd.model_copy(update={"lpips_weight": 5.0})  # how it is trained does not matter
-    initialise(ours, "atd", changed, 4, str(tmp_path))
+    initialise(ours, "atd", changed, 4, str(tmp_path), widen_atd)
     assert same(ours, theirs)
-    initialise(build_unet(p.unet, 4), "unet", p.unet, 4, str(tmp_path))
-    assert "holds no unet" in capsys.readouterr().out
+    initialise(build_unet(p.unet, 4), "unet", p.unet, 4, str(tmp_path), widen_unet)
+    assert "has no unet" in capsys.readouterr().out
     wide = params(atd={"dim": 24}).atd
     with pytest.raises(CheckpointError, match=r"another network \(atd\.dim: 16 -> 24\)"):
-        initialise(build_atd(wide, 4), "atd", wide, 4, str(tmp_path))
+        initialise(build_atd(wide, 4), "atd", wide, 4, str(tmp_path), widen_atd)
     with pytest.raises(CheckpointError, match=r"scale: 4 -> 2"):
-        initialise(build_atd(p.atd, 2), "atd", p.atd, 2, str(tmp_path))
+        initialise(build_atd(p.atd, 2), "atd", p.atd, 2, str(tmp_path), widen_atd)
     with pytest.raises(CheckpointError, match="no such weights file"):
-        initialise(ours, "atd", p.atd, 4, str(tmp_path / "absent.safetensors"))
+        initialise(ours, "atd", p.atd, 4, str(tmp_path / "absent.safetensors"), widen_atd)
 
 
 def test_a_network_of_twice_the_width_starts_as_the_same_function(tmp_path: Path, capsys):
@@ -445,8 +448,8 @@ def test_a_network_of_twice_the_width_starts_as_the_same_function(tmp_path: Path
     parts = {"atd": atd.state_dict(), "unet": unet.state_dict()}
     save_pretrained(tmp_path / "weights.safetensors", parts, {"scale": 4, "atd": p.atd, "unet": p.unet})
     wide_atd, wide_unet = build_atd(wide.atd, 4), build_unet(wide.unet, 4)
-    initialise(wide_atd, "atd", wide.atd, 4, str(tmp_path))
-    initialise(wide_unet, "unet", wide.unet, 4, str(tmp_path))
+    initialise(wide_atd, "atd", wide.atd, 4, str(tmp_path), widen_atd)
+    initialise(wide_unet, "unet", wide.unet, 4, str(tmp_path), widen_unet)
     assert capsys.readouterr().out.count("widened from 16 to 32") == 2
     lr = torch.rand(1, 3, 16, 16)
     assert torch.allclose(wide_atd(lr), atd(lr), atol=1e-5)

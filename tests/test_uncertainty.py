@@ -34,7 +34,8 @@ from upsr.diffusion.uncertainty import (
 )
 from upsr.images import to_signed
 from upsr.inference.upscaler import Upscaler
-from upsr.models import build_atd, build_unet
+from upsr.models.atd import build_atd
+from upsr.models.unet import build_unet
 from upsr.training.pairs import Pairs
 from upsr.training.perceptual import PerceptualLoss
 from upsr.training.unet_objective import UnetObjective
@@ -218,7 +219,7 @@ def test_dynamic_follows_its_source_smoothly(source: str):
         (60, [57, 54, 51, 48, 45, 42, *range(40, 20, -2), *range(20, 0, -1)]),
     ],
 )
-def test_the_weight_is_taken_anew_ever_more_often(steps: int, expected: list[int]):
+def test_the_weight_is_recomputed_ever_more_often(steps: int, expected: list[int]):
     uncertainty = variant("dynamic")
     assert uncertainty.times(steps) == expected
     thousand = uncertainty.times(1000)

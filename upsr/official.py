@@ -16,7 +16,8 @@ import torch.nn as nn
 from torch import Tensor
 
 from upsr.config import Atd, Diffusion, Dynamic, Section, Uncertainty, Unet
-from upsr.models import build_atd, build_unet
+from upsr.models.atd import build_atd
+from upsr.models.unet import build_unet
 from upsr.pretrained import CheckpointError
 
 State = dict[str, Tensor]
@@ -79,7 +80,7 @@ def load_official(path: str | Path) -> State:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file: correct the path") from None
-    except Exception:  # torch raises a dozen types, for malicious and for broken files
+    except Exception:  # torch raises a dozen exception types, for malicious and for broken files
         raise CheckpointError(f"{path}: not a plain weights file: give the authors' file") from None
     for key in ("params_ema", "params"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):

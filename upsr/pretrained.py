@@ -44,6 +44,7 @@ class Pretrained:
 
     @property
     def scale(self) -> int:
+        """The factor of the upscaling."""
         return self.settings["scale"]
 
     def section(self, name: str, record: type[S]) -> S:

@@ -70,7 +70,7 @@ def _download(remote: Remote, target: Path, bar: tqdm) -> None:
 
 
 def _download_from(url: str, remote: Remote, target: Path, bar: tqdm) -> None:
-    """Downloads one file from one mirror, with attempts for as long as they bring new bytes."""
+    """Downloads one file from one mirror, and retries while new bytes arrive."""
     part, idle, longest, restarts = _part(target), 0, _size(_part(target)), 0
     while True:
         continued = _size(part) > 0
@@ -96,7 +96,7 @@ def _stream(url: str, part: Path, remote: Remote, bar: tqdm) -> None:
     have, headers = _size(part), {"Accept-Encoding": "identity"}  # offsets in a compressed answer differ
     validator = _validator(part, url)
     if have and not (validator or remote.sha256):
-        have = _discard(part, bar)  # nothing can show that the rest belongs to this part
+        have = _discard(part, bar)  # no validator shows that the rest belongs to this part
     if have:
         headers |= {"Range": f"bytes={have}-"} | ({"If-Range": validator} if validator else {})
     with _session() as session, session.get(url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
@@ -160,7 +160,7 @@ def _reason(error: Exception) -> str:
 
 
 def _is_complete(path: Path, remote: Remote) -> bool:
-    """True if the file exists with the published size and hash, so far as these are known."""
+    """True if the file exists with the published size and hash, where they are published."""
     if not path.is_file() or (remote.size and path.stat().st_size != remote.size):
         return False
     return remote.sha256 is None or sha256(path) == remote.sha256

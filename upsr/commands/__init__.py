@@ -51,24 +51,30 @@ def extension(name: str) -> Callable[..., Any]:
     """
     from importlib.metadata import entry_points
 
-    (entry,) = entry_points(group="upsr.extensions", name=name)
-    try:
-        return entry.load()
-    except ModuleNotFoundError as error:
-        if error.name != entry.module.partition(".")[0]:
-            raise
-        raise ValueError(
-            f"`{name}` is part of the training pipeline: use a checkout of the project with the extra `pipeline`: "
-            "pip install -e '.[pipeline]'"
-        ) from None
+    for entry in entry_points(group="upsr.extensions", name=name):
+        try:
+            return entry.load()
+        except ModuleNotFoundError as error:
+            if error.name != entry.module.partition(".")[0]:
+                raise
+        except AttributeError:  # another project's package of the same name
+            pass
+    raise ValueError(
+        f"`{name}` is part of the training pipeline: use a checkout of the project with the extra `pipeline`: "
+        "pip install -e '.[pipeline]'"
+    )
 
 
 def missing(error: ModuleNotFoundError) -> str:
     """The error line for a package that is not installed; names the extra that contains it."""
-    from importlib.metadata import requires
+    from importlib.metadata import PackageNotFoundError, requires
 
     module = str(error.name).partition(".")[0]
-    for line in requires("upsr") or []:
+    try:
+        lines = requires("upsr") or []
+    except PackageNotFoundError:  # the source lies on the path, not installed
+        lines = []
+    for line in lines:
         found = re.fullmatch(r"([\w.-]+).*extra == ['\"](\w+)['\"]", line)
         if found and found[1].replace("-", "_").partition(".")[0] == module:
             return f"package {found[1]} is missing: install the extra `{found[2]}`: pip install 'upsr[{found[2]}]'"

@@ -23,9 +23,9 @@ def _row(degrade: SecondOrder, path: Path, seed: int, columns: int) -> np.ndarra
     hr = images.to_tensor(_centre(images.read_rgb(path)))
     tiles = [_labelled(images.to_image(hr), [path.name[:34], "original"])]
     for column in range(columns):
-        lr, notes = degrade.drawn(degrade.target(hr), (seed, images.number_of(path.stem), column))
+        lr, notes = degrade.named(hr, path.stem, (seed, column))
         large = cv2.resize(images.to_image(lr), (SIDE, SIDE), interpolation=cv2.INTER_NEAREST)
-        tiles.append(_labelled(large, _lines(notes[0])))
+        tiles.append(_labelled(large, _lines(notes)))
     return np.concatenate(tiles, axis=1)
 
 
@@ -41,7 +41,7 @@ def _centre(rgb: np.ndarray) -> np.ndarray:
 def _lines(notes: dict[str, Any]) -> list[str]:
     """The values drawn, one line per round."""
     if notes["plain"]:
-        return ["plain: shrunk by bicubic,", "nothing else"]
+        return ["plain: shrunk by bicubic,", "no other degradation"]
     lines = []
     for name in ("first", "second"):
         kind = "sigma" if f"{name}.noise.sigma" in notes else "poisson_scale"

@@ -91,23 +91,24 @@ def _store(verify: bool) -> tuple[bool, str]:
 
 
 def _benchmarks(params: "Params") -> Iterator[tuple[bool, str]]:
+    from upsr.data.benchmarks import locate
     from upsr.data.known_benchmarks import KNOWN
 
     for name, known in KNOWN.items():
         yield _benchmark(name, known, params.scale)
     for name in params.evaluate.benchmarks:
         if Path(name).name not in KNOWN:
-            found = (DATA / "benchmarks" / name).is_dir() or Path(name).is_dir()
+            found = locate(name).is_dir()
             state = "your own, available" if found else "listed in evaluate.benchmarks, but missing"
             yield found, f"{name}: {state}"
 
 
 def _benchmark(name: str, known: "KnownBenchmark", scale: int) -> tuple[bool, str]:
-    from upsr.data.benchmarks import open_benchmark
+    from upsr.data.benchmarks import locate, open_benchmark
     from upsr.files import DataError
     from upsr.images import ImageError
 
-    folder = DATA / "benchmarks" / name
+    folder = locate(name)
     if not folder.is_dir():
         kind = "pairs" if known.reference else "LR images"
         return False, f"{name}: absent ({known.images or 'some'} {kind}): {known.advice(folder)}"

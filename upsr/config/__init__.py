@@ -8,12 +8,13 @@ from upsr.config.degradation import Blur, Degradation, Noise, Resize, Round
 from upsr.config.diffusion import Diffusion, Dynamic, Uncertainty
 from upsr.config.evaluation import Evaluate, Judged, Nightly
 from upsr.config.flows import Jobs, Sweep
-from upsr.config.networks import Atd, Unet
+from upsr.config.networks import ATD_TRAINING_KEYS, Atd, Unet
 from upsr.config.params import Params, load_params
 from upsr.config.section import ConfigError, Section, parse
 from upsr.config.training import AtdRecipe, Rate, Recipe, Select, Train, UnetRecipe
 
 __all__ = [
+    "ATD_TRAINING_KEYS",
     "Atd",
     "AtdRecipe",
     "Blur",

@@ -8,6 +8,8 @@ from upsr.config.section import Positive, Section
 
 
 class Data(Section):
+    """Where the training images come from, and which are held out."""
+
     source: Literal["sample", "df2k", "folder"]
     """`sample`: photographs bundled with installed packages; `df2k`: DIV2K and Flickr2K, downloaded; `folder`: your
     own."""
@@ -28,6 +30,8 @@ class Data(Section):
 
 
 class Crop(Section):
+    """How images are cut into sub-images."""
+
     size: Positive
     """Side of a square sub-image in HR pixels."""
     step: Positive
@@ -40,6 +44,8 @@ class Crop(Section):
 
 
 class Pack(Section):
+    """How sub-images are stored in the training LMDB."""
+
     encoding: Literal["png", "webp", "raw"]
     """How the LMDB stores an image. `png`: the files of `crop`, unchanged, also readable by BasicSR. `webp` (lossless):
     an eighth smaller, 80 times slower to pack. `raw`: 1.7 times as large, but ten times the training crops per second

@@ -82,6 +82,8 @@ class Round(Section):
 
 
 class Degradation(Section):
+    """Real-ESRGAN's second-order degradation of HR patches."""
+
     first: Round
     """First round: the HR image is blurred, resized, made noisy and JPEG-compressed."""
     second: Round

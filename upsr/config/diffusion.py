@@ -39,6 +39,8 @@ class Dynamic(Section):
 
 
 class Uncertainty(Section):
+    """Which variant computes the noise weight w, and its settings."""
+
     variant: Literal["isotropic", "residual", "edge_frequency", "dynamic"]
     """How w is computed. `isotropic`: w = 1 (ResShift); `residual`: from |ŷ − y↑| (the paper); `edge_frequency`: from
     edges and high frequencies of y; `dynamic`: the same, recomputed during sampling."""

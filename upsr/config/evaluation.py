@@ -8,6 +8,8 @@ from upsr.config.section import Positive, Section
 
 
 class Evaluate(Section):
+    """What the stage `evaluate` measures, and how."""
+
     benchmarks: tuple[str, ...]
     """Folders with `HR/` and `LRx4/`: names below data/benchmarks, or paths; unavailable ones are reported as
     absent. `holdout` is made from data.holdout."""
@@ -31,6 +33,8 @@ class Judged(Section):
 
 
 class Nightly(Section):
+    """How the nightly evaluation judges the champion and the candidate."""
+
     metrics: Annotated[dict[str, Judged], Field(min_length=1)]
     """Judged metrics by name; the others are reported only."""
     improves: str

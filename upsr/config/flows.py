@@ -18,5 +18,7 @@ class Jobs(Section):
 
 
 class Sweep(Section):
+    """The experiments of a sweep."""
+
     cross: Annotated[dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]], Field(min_length=1)]
     """Dotted keys of params.yaml and their values; a sweep runs every combination as a DVC experiment."""

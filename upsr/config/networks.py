@@ -44,6 +44,10 @@ class Atd(Section):
         return self
 
 
+ATD_TRAINING_KEYS = {"lpips_weight", "schedule"}
+"""The keys of `atd` that do not describe the network but its training."""
+
+
 class Unet(Section):
     """The denoiser's network, a UNet with Swin attention."""
 

@@ -16,6 +16,7 @@ class Section(BaseModel):
 
 
 def ascending(pair: tuple[float, float]) -> tuple[float, float]:
+    """Validates a range. Raises `ValueError` where the first value is larger than the second."""
     if pair[0] > pair[1]:
         raise ValueError(f"{list(pair)} does not ascend: put the smaller value first")
     return pair

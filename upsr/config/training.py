@@ -99,10 +99,14 @@ class Recipe(Rate):
 
 
 class AtdRecipe(Recipe):
+    """The training of ATD."""
+
     x2: Rate
     """The ×2 training of `atd.schedule: x2_then_x4`. It shares all other values with ×4, and the size of LR patches."""
 
 
 class UnetRecipe(Recipe):
+    """The training of the UNet."""
+
     lpips_weight: Annotated[float, Field(ge=0)]
     """λ of the loss MSE + λ · LPIPS; 0 leaves LPIPS out."""

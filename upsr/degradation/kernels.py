@@ -96,7 +96,7 @@ def _random_bell(
 
 
 def _random_beta(rng: np.random.Generator, bounds: Pair) -> float:
-    """Half of the draws are below 1 and half above, whatever the bounds."""
+    """Half of the draws are below 1 and half above, for any bounds."""
     return rng.uniform(bounds[0], 1) if rng.random() < 0.5 else rng.uniform(1, bounds[1])
 
 

@@ -1,1 +1,1 @@
-
+"""Diffusion: schedule, forward process, samplers, uncertainty variants, denoiser."""

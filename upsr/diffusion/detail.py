@@ -34,7 +34,9 @@ def sobel(x: Tensor, pixel: float) -> Tensor:
     try:
         from kornia.filters import spatial_gradient
     except ImportError:
-        raise ValueError("uncertainty.variant: edges need kornia: pip install kornia, or use `residual`") from None
+        raise ValueError(
+            "uncertainty.variant: edges need the extra `edges`: pip install 'upsr[edges]', or use `residual`"
+        ) from None
     gradient: Tensor = spatial_gradient(gray(x), "sobel")
     return gradient.norm(dim=2) / pixel
 
@@ -52,7 +54,9 @@ class LearnedEdges(nn.Module):
         try:
             from kornia.filters.dexined import DexiNed
         except ImportError:
-            raise ValueError("uncertainty.edges: `dexined` needs kornia: pip install kornia, or use `sobel`") from None
+            raise ValueError(
+                "uncertainty.edges: `dexined` needs the extra `edges`: pip install 'upsr[edges]', or use `sobel`"
+            ) from None
         self.network = DexiNed(pretrained=False).eval().requires_grad_(False)
         self.register_buffer("mean", torch.tensor(DEXINED_MEAN).view(1, 3, 1, 1), persistent=False)
 
@@ -62,7 +66,7 @@ class LearnedEdges(nn.Module):
             self.network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         except FileNotFoundError:
             raise
-        except Exception:  # torch raises a dozen kinds for broken and for foreign files
+        except Exception:  # torch raises a dozen exception types for broken and for foreign files
             raise ValueError(
                 f"uncertainty.edge_weights: {path}: not the weights of kornia's DexiNed: fetch them, or use sobel"
             ) from None

@@ -121,7 +121,9 @@ def _open(name: str, hub: Path, device: torch.device) -> Any:
     """Opens a pyiqa metric. Raises `ConfigError` for an unknown name and `FileNotFoundError` for missing weights."""
     try:
         import pyiqa
-    except ImportError:
+    except ModuleNotFoundError as error:
+        if error.name != "pyiqa":
+            raise
         raise ConfigError(f"metric `{name}`: needs the extra `metrics`: pip install 'upsr[metrics]'") from None
     if name not in pyiqa.list_models():
         raise ConfigError(f"metric `{name}`: not a metric of pyiqa: choose one that `pyiqa -ls` lists")
@@ -140,14 +142,15 @@ def _weights_from(hub: Path) -> Iterator[None]:
     from pyiqa.utils import download_util
 
     safe = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    before = torch.hub.get_dir(), download_util.DEFAULT_CACHE_DIR, os.environ.get(safe)
+    # Of torch.hub the variable itself: it is None until somebody sets it, and `set_dir` cannot make it so again.
+    before = torch.hub._hub_dir, download_util.DEFAULT_CACHE_DIR, os.environ.get(safe)
     torch.hub.set_dir(hub)
     download_util.DEFAULT_CACHE_DIR = str(hub / "pyiqa")
     os.environ[safe] = "1"
     try:
         yield
     finally:
-        torch.hub.set_dir(before[0])
+        torch.hub._hub_dir = before[0]
         download_util.DEFAULT_CACHE_DIR = before[1]
         os.environ.pop(safe)
         os.environ |= {safe: before[2]} if before[2] is not None else {}

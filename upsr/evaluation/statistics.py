@@ -37,7 +37,7 @@ def table(rows: Sequence[Row], baseline: str = "bicubic") -> list[Row]:
 
 
 def interval(values: Sequence[float]) -> tuple[float | None, float | None]:
-    """The 95 % bootstrap interval of the mean (percentile method); deterministic, whatever the order of the values."""
+    """The 95 % bootstrap interval of the mean (percentile method); deterministic, for any order of the values."""
     if len(values) < 2:
         return None, None
     import numpy as np

@@ -18,7 +18,8 @@ from upsr.diffusion.noise import field
 from upsr.diffusion.uncertainty import Analysis, enlarged
 from upsr.images import pad_to, resize, round8, to_image, to_signed, to_tensor
 from upsr.inference.tiling import Fields, blend, join
-from upsr.models import ATD, build_atd, build_unet
+from upsr.models.atd import ATD, build_atd
+from upsr.models.unet import build_unet
 from upsr.pretrained import load_pretrained, weights_file
 
 OVERLAP = 16  # LR pixels that neighbouring tiles share
@@ -123,7 +124,7 @@ class Upscaler:
         return out
 
     def _bands(self, lr: Tensor, seed: int, tile: int) -> Iterator[tuple[int, Fields]]:
-        """Bands of `image` and `residual`; with a diffuser also of the maps of y and of `weights`."""
+        """Bands of `image` and `residual`; with a diffuser also of the maps of y and of the weights w."""
         overlap = min(OVERLAP, tile // 4)
         if self.diffuser is None:
             return blend({"lr": lr}, lambda part, *_: self._tile(part), scale=self.scale, tile=tile, overlap=overlap)
@@ -172,7 +173,7 @@ class Upscaler:
     def _diffused_tile(
         self, diffuser: Diffuser, lr: Tensor, analysis: Analysis, *, top: int, left: int, seed: int
     ) -> Fields:
-        """The sampled image, ψ, the maps of y, and w at the shown timesteps, one channel per timestep."""
+        """The sampled image, ψ, the maps of y, and w at each of the shown timesteps."""
         # prior
         h, w, s = lr.shape[2], lr.shape[3], self.scale
         y_up, sr = self._auxiliary(lr, diffuser.multiple)
@@ -186,12 +187,8 @@ class Upscaler:
         with self._precision():
             image, weights = diffuser(y_up, sr, noise, analysis)
         # maps
-        shown = [weights[t].mean(1, keepdim=True) for t in _shown(diffuser)]
-        fields = {
-            "image": image.clamp(0, 1),
-            "residual": (sr - y_up).abs().mean(1, keepdim=True),
-            "weights": torch.cat(shown, 1),
-        }
+        fields = {"image": image.clamp(0, 1), "residual": (sr - y_up).abs().mean(1, keepdim=True)}
+        fields |= {_weight_name(t): weights[t].mean(1, keepdim=True) for t in _shown(diffuser)}
         names, maps = diffuser.denoiser.uncertainty.map_names, enlarged(analysis.maps, y_up)
         fields |= {name: x[:, None] for name, x in zip(names, maps.unbind(1), strict=True)}
         return {name: x[:, :, : h * s, : w * s] for name, x in fields.items()}
@@ -200,12 +197,16 @@ class Upscaler:
         maps, weights = {"residual": whole["residual"]}, {}
         if self.diffuser is not None:
             uncertainty, times = self.diffuser.denoiser.uncertainty, _shown(self.diffuser)
-            weights = dict(zip(times, whole["weights"].split(1, 1), strict=True))
+            weights = {t: whole[_weight_name(t)] for t in times}
             weight, floor = weights[times[0]], uncertainty.floor
             maps |= {name: whole[name] for name in uncertainty.map_names}
             maps |= {"mix": (weight - floor) / (1 - floor)} if floor < 1 else {}
             maps |= {"weight": weight}
         return Upscaled(round8(whole["image"]), maps, weights if len(weights) > 1 else {})
+
+
+def _weight_name(t: int) -> str:
+    return f"weight at t={t}"
 
 
 def _shown(diffuser: Diffuser) -> list[int]:

@@ -11,7 +11,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from upsr.config import Atd
+from upsr.config import ATD_TRAINING_KEYS, Atd
 from upsr.images import pad_to
 from upsr.models.windows import attend, attention_mask, merge, partition, relative_position_index
 
@@ -20,6 +20,8 @@ DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
 
 
 class DepthwiseConv(nn.Module):
+    """Depthwise convolution and GELU, channels last."""
+
     def __init__(self, dim: int, kernel_size: int) -> None:
         super().__init__()
         conv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
@@ -120,6 +122,8 @@ class CategoryAttention(nn.Module):
 class Layer(nn.Module):
     """Three attentions in parallel, a convolutional FFN, and a refinement of the token dictionary."""
 
+    recomputable = True  # see training/memory.py
+
     def __init__(
         self,
         *,
@@ -210,6 +214,8 @@ class Norm(nn.Module):
 
 
 class ResidualGroup(nn.Module):
+    """A `LayerGroup` and a convolution, with a skip connection."""
+
     def __init__(self, dim: int, flavour: Flavour, **group: Any) -> None:
         super().__init__()
         self.residual_group = LayerGroup(dim=dim, flavour=flavour, **group)
@@ -303,4 +309,4 @@ def _initialise(module: nn.Module) -> None:
 
 def build_atd(cfg: Atd, scale: int) -> ATD:
     """An untrained network from the config section `atd`."""
-    return ATD(scale=scale, **cfg.model_dump(exclude={"lpips_weight", "schedule"}))
+    return ATD(scale=scale, **cfg.model_dump(exclude=ATD_TRAINING_KEYS))

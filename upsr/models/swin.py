@@ -16,6 +16,8 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 class Attention(nn.Module):
+    """Multi-head self-attention in a window, with a relative position bias."""
+
     relative_position_index: Tensor
 
     def __init__(self, dim: int, window: int, heads: int) -> None:
@@ -33,6 +35,8 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
+    """Two 1×1 convolutions with a GELU between them."""
+
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
         self.fc1 = nn.Conv2d(dim, hidden, 1)

@@ -28,7 +28,7 @@ class ResBlock(nn.Module):
         super().__init__()
         self.in_layers = nn.Sequential(group_norm(channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(time_dim, 2 * out_channels))
-        # The identity stands for the official dropout, which is 0 in UPSR: the last convolution keeps its index 3.
+        # The identity replaces the official dropout, which is 0 in UPSR: the last convolution keeps its index 3.
         last = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.out_layers = nn.Sequential(group_norm(out_channels), nn.SiLU(), nn.Identity(), last)
         nn.init.zeros_(last.weight)
@@ -44,6 +44,8 @@ class ResBlock(nn.Module):
 
 
 class Downsample(nn.Module):
+    """Halves the resolution by a strided convolution."""
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
@@ -53,6 +55,8 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
+    """Doubles the resolution by nearest-neighbour interpolation and a convolution."""
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
@@ -63,6 +67,8 @@ class Upsample(nn.Module):
 
 class Block(nn.Sequential):
     """A sequence of layers, of which the residual blocks also get the timestep embedding."""
+
+    recomputable = True  # see training/memory.py
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:  # type: ignore[override]
         for layer in self:

@@ -7,15 +7,13 @@ shares are uneven: equal shares would give all copies the same gradients, so the
 import math
 
 import torch
+import torch.nn as nn
 from torch import Tensor
-
-from upsr.models.atd import ATD
-from upsr.models.unet import UNet
 
 UNEVEN = 0.5  # shares are drawn from 1 ± this, then normalised to sum to 1
 
 
-def widen_atd(narrow: dict[str, Tensor], atd: ATD) -> dict[str, Tensor]:
+def widen_atd(narrow: dict[str, Tensor], atd: nn.Module) -> dict[str, Tensor]:
     """Weights of an ATD -> weights for `atd`, k times as wide and otherwise equal: exactly the same function."""
     wide, k = _widened(narrow, atd.state_dict(), unit=1)
     # `real` normalises the tokens before each layer: k copies of each value make a token √k times as long.
@@ -34,7 +32,7 @@ def widen_atd(narrow: dict[str, Tensor], atd: ATD) -> dict[str, Tensor]:
     return wide
 
 
-def widen_unet(narrow: dict[str, Tensor], unet: UNet) -> dict[str, Tensor]:
+def widen_unet(narrow: dict[str, Tensor], unet: nn.Module) -> dict[str, Tensor]:
     """Weights of a UNet -> weights for `unet`, which is k times as wide and otherwise equal.
 
     Copies are adjacent in units of the smallest normalisation group, so that groups keep their contents. The function

@@ -1,17 +1,17 @@
 """The weights that training starts from: bundled weights, another model's, or none (`train.init`)."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch.nn as nn
+from torch import Tensor
 
-from upsr.config import Atd, Unet
-from upsr.models import ATD, UNet
-from upsr.models.widen import widen_atd, widen_unet
+from upsr.config import ATD_TRAINING_KEYS, Atd, Unet
 from upsr.pretrained import BUNDLED, CheckpointError, bundled, load_pretrained, weights_file
 from upsr.training.state import differences
 
-TRAINING_KEYS = {"lpips_weight", "schedule"}  # keys of the config section `atd` that do not describe the network
+State = dict[str, Tensor]
 
 
 def initial_weights(name: str, width: int, init: str) -> Path | None:
@@ -26,10 +26,17 @@ def initial_weights(name: str, width: int, init: str) -> Path | None:
     return weights_file(BUNDLED / f"{kind}-{max(widths, key=lambda w: (width % w == 0, w))}")
 
 
-def initialise(network: nn.Module, name: str, cfg: Atd | Unet, scale: int, init: str) -> None:
+def initialise(
+    network: nn.Module,
+    name: str,
+    cfg: Atd | Unet,
+    scale: int,
+    init: str,
+    widen: Callable[[State, nn.Module], State],
+) -> None:
     """Loads the part `name` of `init`'s weights file into a network, if there is a file and it has that part.
 
-    Weights are widened for a network 2, 3, ... times as wide. A network that the bundled weights do not fit trains
+    `widen` makes weights for a network 2, 3, ... times as wide. A network that the bundled weights do not fit trains
     from scratch for `starter`. Raises `CheckpointError` where another file does not fit, is missing or is foreign.
     """
     path = initial_weights(name, cfg.dim, init)
@@ -37,11 +44,11 @@ def initialise(network: nn.Module, name: str, cfg: Atd | Unet, scale: int, init:
         return
     file = load_pretrained(path)
     if name not in file.settings:
-        print(f"{name}: trains from scratch: {path} holds no {name}", flush=True)
+        print(f"{name}: trains from scratch: {path} has no {name}", flush=True)
         return
     # compare settings
-    wanted: dict[str, Any] = {"scale": scale, name: cfg.model_dump(mode="json", exclude=TRAINING_KEYS)}
-    found = {k: v for k, v in file.settings[name].items() if k not in TRAINING_KEYS}
+    wanted: dict[str, Any] = {"scale": scale, name: cfg.model_dump(mode="json", exclude=ATD_TRAINING_KEYS)}
+    found = {k: v for k, v in file.settings[name].items() if k not in ATD_TRAINING_KEYS}
     narrow = found["dim"]
     found |= {"dim": cfg.dim} if cfg.dim % narrow == 0 else {}
     wrong = differences({"scale": file.scale, name: found}, wanted)
@@ -52,9 +59,5 @@ def initialise(network: nn.Module, name: str, cfg: Atd | Unet, scale: int, init:
         raise CheckpointError(f"train.init: {path}: another network ({'; '.join(wrong)}): use the values of the file")
     # load, widened where needed
     weights = dict(file.parts[name])
-    if cfg.dim != narrow and isinstance(network, ATD):
-        weights = widen_atd(weights, network)
-    elif cfg.dim != narrow and isinstance(network, UNet):
-        weights = widen_unet(weights, network)
-    network.load_state_dict(weights)
+    network.load_state_dict(weights if cfg.dim == narrow else widen(weights, network))
     print(f"{name}: starts from {path}" + f", widened from {narrow} to {cfg.dim}" * (cfg.dim != narrow), flush=True)

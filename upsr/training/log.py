@@ -21,6 +21,7 @@ class Log:
         self._clock, self._cpu = time.perf_counter(), time.process_time()
 
     def step(self) -> None:
+        """Advances the bar by one step."""
         self.bar.update()
 
     def row(self, step: int, row: dict[str, float], images: int) -> dict[str, float]:
@@ -37,6 +38,7 @@ class Log:
         return pace
 
     def close(self) -> None:
+        """Closes the bar; the rows are already on disk."""
         self.bar.close()
 
     def _show(self, step: int, row: dict[str, float]) -> None:

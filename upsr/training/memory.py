@@ -8,19 +8,16 @@ import torch
 import torch.nn as nn
 from torch.utils.checkpoint import checkpoint
 
-from upsr.models.atd import Layer
-from upsr.models.unet import Block
 from upsr.training.state import TrainingError
 
 
 def recompute_activations(network: nn.Module) -> None:
-    """Makes each layer of ATD and each block of the UNet store only its inputs and recompute the rest for the gradients
-    (Chen et al., arXiv 1604.06174). No random state is kept, since the networks draw nothing at random."""
+    """Makes each `recomputable` module (a layer of ATD, a block of the UNet) store only its inputs and recompute the
+    rest for the gradients (Chen et al., arXiv 1604.06174). The networks draw nothing at random, so no random state is
+    kept."""
     for module in network.modules():
-        if isinstance(module, Layer | Block):
-            module.forward = partial(  # type: ignore[method-assign]
-                checkpoint, module.forward, use_reentrant=False, preserve_rng_state=False
-            )
+        if getattr(module, "recomputable", False):
+            module.forward = partial(checkpoint, module.forward, use_reentrant=False, preserve_rng_state=False)
 
 
 @contextmanager

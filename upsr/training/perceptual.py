@@ -8,6 +8,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from upsr.images import to_unit
+
 VGG = "hub/checkpoints/vgg16-397923af.pth"
 LINEAR = "hub/pyiqa/LPIPS_v0.1_vgg-a78928a0.pth"
 # Convolutions of VGG16 by their index in torchvision's `features`; pooling separates the stages.
@@ -87,5 +89,5 @@ class PerceptualLoss(nn.Module):
         if self.lpips is None:
             return x.new_zeros(len(x))
         if self.proper:
-            x, target = (x + 1) / 2, (target + 1) / 2
+            x, target = to_unit(x), to_unit(target)
         return self.weight * self.lpips(x, target)

@@ -25,7 +25,7 @@ def load_state(path: str | Path) -> dict[str, Any]:
     """Reads a file of `save_state`, executing nothing. Raises `CheckpointError` for a truncated or foreign file."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # torch raises a dozen kinds
+    except Exception:  # torch raises a dozen exception types
         raise CheckpointError(f"{path}: not a complete training state") from None
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: not a training state")

@@ -1,7 +1,7 @@
 """What every variant of uncertainty provides, and what all of them use."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn as nn
@@ -9,9 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from upsr.diffusion.samplers import Weigh
-
-if TYPE_CHECKING:
-    from upsr.diffusion.uncertainty.residual import Residual
 
 
 class Analysis(NamedTuple):
@@ -27,6 +24,14 @@ class Analysis(NamedTuple):
     """(B, 1, 1, 1): the mean of the residual variant's W. None: computed from g(y) when needed."""
 
 
+class Reference(Protocol):
+    """A variant whose mean W another variant's W can be given."""
+
+    def share(self, y_up: Tensor, g_y: Tensor) -> Tensor:
+        """W, (B, 3, H, W) in [0, 1]; y↑ and g(y) are in [-1, 1]."""
+        ...
+
+
 class Variant(Protocol):
     """What every variant provides, for training and sampling. It is an `nn.Module` and may train with the UNet."""
 
@@ -36,7 +41,7 @@ class Variant(Protocol):
         ...
 
     @property
-    def reference(self) -> "Residual | None":
+    def reference(self) -> Reference | None:
         """The variant whose mean W this variant's W must have; None if W may have any mean."""
         ...
 

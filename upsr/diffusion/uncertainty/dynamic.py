@@ -1,4 +1,4 @@
-"""Edges and high frequencies, read again from what is being sampled."""
+"""Edges and high frequencies, recomputed during sampling."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -7,9 +7,9 @@ import torch.nn as nn
 from torch import Tensor
 
 from upsr.diffusion.samplers import Weigh
-from upsr.diffusion.uncertainty.contract import Analysis, enlarged
+from upsr.diffusion.uncertainty.contract import Analysis, Reference, enlarged
 from upsr.diffusion.uncertainty.edge_frequency import EdgeFrequency
-from upsr.diffusion.uncertainty.residual import Residual
+from upsr.images import to_unit
 
 
 class Dynamic(nn.Module):
@@ -22,7 +22,7 @@ class Dynamic(nn.Module):
     """
 
     map_names = EdgeFrequency.map_names
-    reference: Residual | None
+    reference: Reference | None
 
     def __init__(
         self,
@@ -38,6 +38,7 @@ class Dynamic(nn.Module):
 
     @property
     def mix(self) -> Tensor:
+        """The mixing logit of `EdgeFrequency`: a = sigmoid(`mix`)."""
         return self.base.mix
 
     def analyse(self, y: Tensor) -> Analysis:
@@ -64,7 +65,7 @@ class Dynamic(nn.Module):
             nonlocal maps, weight
             if t in due:
                 mixture = self.mixed(x, x0, y_up, fractions[t])
-                new = (self.base.magnitudes((mixture + 1) / 2, pixel) / analysis.unit).clamp(max=1)
+                new = (self.base.magnitudes(to_unit(mixture), pixel) / analysis.unit).clamp(max=1)
                 maps = self.smoothing * maps + (1 - self.smoothing) * new
                 weight = self.base.weight(maps, maps.mean((2, 3), keepdim=True), target).expand_as(y_up)
             return weight

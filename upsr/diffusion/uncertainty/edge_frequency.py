@@ -8,8 +8,7 @@ from torch import Tensor
 
 from upsr.diffusion.detail import Detector, high_pass, unit
 from upsr.diffusion.samplers import Weigh
-from upsr.diffusion.uncertainty.contract import Analysis, enlarged
-from upsr.diffusion.uncertainty.residual import Residual
+from upsr.diffusion.uncertainty.contract import Analysis, Reference, enlarged
 
 LEAST = 1e-6  # avoids a division by 0 where a map is 0, or 1, everywhere
 
@@ -23,7 +22,7 @@ class EdgeFrequency(nn.Module):
     """
 
     map_names = ("edge", "frequency")
-    reference: Residual | None
+    reference: Reference | None
 
     def __init__(
         self,
@@ -35,7 +34,7 @@ class EdgeFrequency(nn.Module):
         percentile: float,
         mix: float,
         learn_mix: bool,
-        reference: Residual | None,
+        reference: Reference | None,
     ) -> None:
         super().__init__()
         self.detector, self.reference, self.floor = detector, reference, floor

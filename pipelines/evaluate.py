@@ -15,6 +15,7 @@ import torch
 
 from pipelines import registry, tracking
 from pipelines.stage import run
+from upsr.allocator import keep_freed_memory
 from upsr.config import Params, load_params
 from upsr.data.benchmarks import Benchmark, open_benchmarks
 from upsr.evaluation.metrics import Row
@@ -169,7 +170,10 @@ def main() -> None:
         tile=params.evaluate.tile,
         images=options.out / "pictures",
     )
-    outcome = evaluate(evaluation, benchmarks, params.evaluate.workers, all_devices())
+    devices = all_devices()
+    if devices[0].type == "cpu":
+        keep_freed_memory()
+    outcome = evaluate(evaluation, benchmarks, params.evaluate.workers, devices)
     # results
     facts = identity(params, benchmarks) | {"peak_memory_mb": peak_memory_mb()}
     facts |= {"failed": outcome.failed, "absent": outcome.absent, "absent_benchmarks": missing}

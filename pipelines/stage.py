@@ -1,18 +1,15 @@
-"""The entry point of every stage script: process settings, and errors in one line."""
+"""The entry point of every stage script: SIGTERM ends it properly, and errors are one line."""
 
 import os
 import signal
 import sys
 from collections.abc import Callable
 
-from upsr.allocator import keep_freed_memory
-
 
 def run(main: Callable[[], None]) -> None:
     """Runs a stage. A user error prints one line and exits with code 2; UPSR_DEBUG=1 shows the traceback."""
     # SIGTERM raises, so that `finally` blocks end the MLflow run. A training installs its own handler.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    keep_freed_memory()
     try:
         main()
     except (ValueError, OSError) as error:

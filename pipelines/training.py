@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipelines import tracking
+from upsr.allocator import keep_freed_memory
 from upsr.config import Degradation, Recipe, Section, Train
 from upsr.data.datasets import PatchDataset
 from upsr.degradation.pair_pool import PairPool
@@ -115,11 +116,16 @@ def validation(
 
 
 def begin(*folders: Path) -> None:
-    """Parses the command line of a training stage. `--fresh` removes the training states in `folders`."""
+    """Parses the command line of a training stage, and prepares its process to train on the CPU if there is no GPU.
+
+    `--fresh` removes the training states in `folders`.
+    """
     parser = argparse.ArgumentParser()
     parser.add_argument("--fresh", action="store_true", help="remove the state of an unfinished training first")
     if parser.parse_args().fresh:
         finish(*folders)
+    if not torch.cuda.is_available():
+        keep_freed_memory()
 
 
 def finish(*folders: Path) -> None:

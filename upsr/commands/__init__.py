@@ -104,7 +104,7 @@ def open_device(name: str | None) -> str:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError):
         raise ValueError(f"--device {name}: not available on this machine: try cpu") from None
-    if name == "cpu":
+    if torch.device(name).type == "cpu":
         keep_freed_memory()
     return name
 

@@ -64,8 +64,10 @@ _process: dict[str, Any] = {}  # state of this worker process
 def _start(open_work: Callable[[torch.device], Any], queue: Any) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
-    keep_freed_memory()
-    _process.update(open=open_work, device=queue.get())
+    device = queue.get()
+    if device.type == "cpu":
+        keep_freed_memory()
+    _process.update(open=open_work, device=device)
 
 
 def _work(job: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Stage `download`: training images, the held-out benchmark, and the weights of the metrics."""
+"""Stage `download`: images of training, validation and the benchmark `holdout`, and the weights of the metrics."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ from tqdm import tqdm
 from pipelines.stage import run
 from upsr import images
 from upsr.acquisition import metric_weights, sources
-from upsr.acquisition.fetch import fetch
+from upsr.acquisition.fetch import TRAIN, fetch
 from upsr.config import Params, load_params
 from upsr.degradation.second_order import build_degradation
 from upsr.files import whole_folder
@@ -33,9 +33,8 @@ def main() -> None:
     manifest = fetch(
         params.data.source,
         params.data.folder,
-        Path("data/hr"),
-        holdout=params.data.holdout,
-        holdout_dir=HOLDOUT / "HR",
+        {TRAIN: Path("data/hr"), "holdout": HOLDOUT / "HR", "validation": Path("data/validation")},
+        reserved=params.data.reserved,
         max_side=params.data.holdout_side,
         scale=params.scale,
         on_corrupt=params.data.on_corrupt,

@@ -106,7 +106,9 @@ def test_doctor_tells_what_is_there_and_what_to_do(project: Path, capsys):
 
 
 def test_doctor_tells_what_df2k_needs(project: Path, capsys):
-    Path("params.yaml").write_text(json.dumps(settings(data={"source": "df2k", "holdout": ["0801"]})))
+    Path("params.yaml").write_text(
+        json.dumps(settings(data={"source": "df2k", "holdout": ["0001"], "validation": ["0801", "0802"]}))
+    )
     main(["doctor"])
     out = capsys.readouterr().out
     assert "DIV2K_train_HR.zip (3.5 GB, hash published): missing, https://" in out

@@ -11,11 +11,15 @@ import lmdb
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT, SHARED
 from torch.utils.data import DataLoader
 
+import pipelines.download
+import pipelines.training
 from upsr import images
 from upsr.acquisition.fetch import fetch
 from upsr.acquisition.sources import SAMPLES
+from upsr.config import load_params
 from upsr.data.benchmarks import open_benchmark
 from upsr.data.datasets import PatchDataset, step_batches
 from upsr.data.lmdb_store import FIRST_MAP, Reader, pack
@@ -43,18 +47,21 @@ def album(tmp_path):
     return folder
 
 
-def take(tmp_path, **changes):
+def take(tmp_path, holdout=("colour",), validation=("deep",), **changes):
     settings = {
         "source": "folder",
         "folder": tmp_path / "album",
-        "out_dir": tmp_path / "hr",
-        "holdout": ["colour"],
-        "holdout_dir": tmp_path / "holdout" / "HR",
+        "folders": folders(tmp_path),
+        "reserved": {"holdout": holdout, "validation": validation},
         "max_side": 50,
         "scale": 4,
         "on_corrupt": "fail",
     }
     return fetch(**(settings | changes))
+
+
+def folders(tmp_path):
+    return {"train": tmp_path / "hr", "holdout": tmp_path / "holdout" / "HR", "validation": tmp_path / "validation"}
 
 
 def truncate(path):
@@ -69,16 +76,17 @@ def contents(folder):
 
 
 def test_sample_photographs_come_with_hash_origin_and_licence(tmp_path):
-    manifest = take(tmp_path, source="sample", holdout=["astronaut", "china"], max_side=384)
+    manifest = take(tmp_path, source="sample", holdout=["astronaut", "china"], validation=["rocket"], max_side=384)
     assert len(manifest["pictures"]) == len(SAMPLES)
     for entry in manifest["pictures"]:
-        path = tmp_path / ("hr" if entry["split"] == "train" else "holdout/HR") / entry["file"]
+        path = folders(tmp_path)[entry["split"]] / entry["file"]
         assert hashlib.sha256(path.read_bytes()).hexdigest() == entry["sha256"]
         assert path.stat().st_size == entry["size"]
         assert images.read_rgb(path).shape[:2] == (entry["height"], entry["width"])
         assert entry["licence"] and entry["origin"]
     assert json.loads((tmp_path / "hr/manifest.json").read_text()) == manifest
     assert {p.name for p in images.find(tmp_path / "holdout/HR")} == {"astronaut.png", "china.png"}
+    assert {p.name for p in images.find(tmp_path / "validation")} == {"rocket.png"}
     assert "hubble.jpg" in {p.name for p in images.find(tmp_path / "hr")}
 
 
@@ -92,6 +100,29 @@ def test_training_pictures_keep_their_bytes_and_held_out_ones_are_shrunk_whole(a
     assert not (tmp_path / "hr/colour.png").exists()
 
 
+def likeness(a, b):
+    """Correlation of two images, both shrunk to 16 × 16 pixels: above 0.8 for two views of one scene."""
+    thumbnails = [cv2.resize(images.read_rgb(p), (16, 16), interpolation=cv2.INTER_AREA).ravel() for p in (a, b)]
+    return np.corrcoef(thumbnails)[0, 1]
+
+
+def test_checkpoints_are_chosen_on_images_that_are_neither_trained_on_nor_reported(tmp_path, weights, monkeypatch):
+    """The stage `download` with the settings of params.yaml, and the images that a training validates on."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/metric_weights").symlink_to(weights)
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    monkeypatch.chdir(tmp_path)
+    pipelines.download.main()
+    chosen_on = images.find(pipelines.training.VALIDATION)
+    reported = [Path("data/benchmarks/holdout/HR"), *(SHARED / "benchmarks").glob("*/HR")]
+    others = [path for folder in (Path("data/hr"), *reported) for path in images.find(folder)]
+    assert len(chosen_on) >= load_params().train.validate_pictures
+    assert {p.stem for p in chosen_on + others} >= {sample.name for sample in SAMPLES}
+    assert not {p.stem for p in chosen_on} & {p.stem for p in others}
+    assert max(likeness(a, b) for a in chosen_on for b in others) < 0.8
+    assert likeness(*(f"data/hr/motorcycle_{side}.png" for side in ("left", "right"))) > 0.8
+
+
 def test_taking_again_writes_nothing_and_clears_what_an_earlier_source_left(album, tmp_path):
     take(tmp_path)
     before = {p: p.stat().st_mtime_ns for p in images.find(tmp_path / "hr")}
@@ -99,8 +130,11 @@ def test_taking_again_writes_nothing_and_clears_what_an_earlier_source_left(albu
     assert {p: p.stat().st_mtime_ns for p in images.find(tmp_path / "hr")} == before
     (album / "grey.png").unlink()
     take(tmp_path, holdout=["photo"])
-    assert {p.name for p in images.find(tmp_path / "hr")} == {"alpha.png", "colour.png", "deep.png", "tiny.png"}
+    assert {p.name for p in images.find(tmp_path / "hr")} == {"alpha.png", "colour.png", "tiny.png"}
     assert {p.name for p in images.find(tmp_path / "holdout/HR")} == {"photo.png"}
+    take(tmp_path, holdout=["deep"], validation=["alpha"])
+    assert {p.name for p in images.find(tmp_path / "hr")} == {"colour.png", "photo.jpg", "tiny.png"}
+    assert {p.name for p in images.find(tmp_path / "validation")} == {"alpha.png"}
 
 
 @pytest.mark.parametrize("name", ["photo.jpg", "grey.png"])
@@ -119,7 +153,12 @@ def test_a_truncated_picture_is_named_and_fatal_or_skipped(album, tmp_path, name
     [
         ({"holdout": ["nobody"]}, "data.holdout.*nobody.*choose among alpha"),
         ({"holdout": ["tiny"]}, "data.holdout.*tiny.png.*narrower than 4"),
-        ({"holdout": ["alpha", "colour", "deep", "grey", "photo", "tiny"]}, "data.holdout.*none to train on"),
+        ({"validation": ["nobody"]}, "data.validation.*nobody.*choose among alpha"),
+        ({"validation": ["tiny"]}, "data.validation.*tiny.png.*narrower than 4"),
+        (
+            {"holdout": ["alpha", "colour", "grey", "photo", "tiny"]},
+            "data.holdout and data.validation.*none .* to train",
+        ),
         ({"folder": "nowhere"}, "nowhere: no such folder"),
     ],
 )
@@ -130,8 +169,9 @@ def test_a_wrong_setting_is_named(album, tmp_path, changes, message):
 
 def test_the_users_folder_is_never_written_to(album, tmp_path):
     before = contents(album)
-    with pytest.raises(DataError, match=r"data\.folder.*move the images"):
-        take(tmp_path, out_dir=album)
+    for split in folders(tmp_path):
+        with pytest.raises(DataError, match=r"data\.folder.*move the images"):
+            take(tmp_path, folders=folders(tmp_path) | {split: album})
     assert contents(album) == before
 
 

@@ -107,8 +107,9 @@ def test_every_one_of_a_thousand_files_is_accounted_for(
     crops = {"size": 64, "step": 48}
     Path("params.yaml").write_text(json.dumps(settings(crop=crops, data={"on_corrupt": "skip"})))
     held = next(name for name in thousand if name.startswith("rgb"))
-    options = {"holdout": [Path(held).stem], "holdout_dir": Path("holdout"), "max_side": 64, "scale": 4}
-    taken = fetch("folder", "mixed", Path("data/hr"), on_corrupt="skip", **options)
+    folders = {"train": Path("data/hr"), "holdout": Path("holdout")}
+    options = {"reserved": {"holdout": [Path(held).stem]}, "max_side": 64, "scale": 4}
+    taken = fetch("folder", "mixed", folders, on_corrupt="skip", **options)
     pipelines.crop.main()
     pipelines.pack.main()
 

@@ -39,8 +39,8 @@ class Stage:
 
     def __init__(self, folder: Path, store: Path, schedule: str, x2: dict[str, Any], **x4: Any) -> None:
         self.folder, self.atd, self.x2 = folder, folder / "models" / "atd", folder / "models" / "atd" / "x2"
-        (folder / "data" / "benchmarks" / "holdout").mkdir(parents=True)
-        (folder / "data" / "benchmarks" / "holdout" / "HR").symlink_to(store.parent / "HR")
+        (folder / "data").mkdir(parents=True)
+        (folder / "data" / "validation").symlink_to(store.parent / "HR")
         (folder / "data" / "train.lmdb").symlink_to(store)
         self.configure(schedule, x2, **x4)
 

@@ -6,7 +6,7 @@ import json
 import tarfile
 import threading
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -291,8 +291,8 @@ def test_an_archive_that_is_not_right_leaves_what_was_there(tmp_path: Path, data
 
 @pytest.fixture
 def df2k(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """The three archives with two, two and one tiny pictures, on the local server."""
-    small = {"DIV2K_TRAIN": ("0001", "0002"), "FLICKR2K": ("000001", "000002"), "DIV2K_VALID": ("0801",)}
+    """The three archives with two, two and three tiny pictures, on the local server."""
+    small = {"DIV2K_TRAIN": ("0001", "0002"), "FLICKR2K": ("000001", "000002"), "DIV2K_VALID": ("0801", "0802", "0803")}
     made: dict[str, Archive] = {}
     for i, (name, pictures) in enumerate(small.items()):
         whole: Archive = getattr(archives, name)
@@ -314,13 +314,12 @@ def df2k(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pat
     return tmp_path
 
 
-def take(folder: Path, *holdout: str) -> dict[str, Any]:
+def take(folder: Path, *holdout: str, validation: Sequence[str] = ()) -> dict[str, Any]:
     return fetch(
         "df2k",
         None,
-        folder / "hr",
-        holdout=holdout,
-        holdout_dir=folder / "holdout",
+        {"train": folder / "hr", "holdout": folder / "holdout", "validation": folder / "validation"},
+        reserved={"holdout": holdout, "validation": validation},
         max_side=8,
         scale=4,
         on_corrupt="fail",
@@ -335,17 +334,20 @@ def test_df2k_comes_as_training_pictures_and_validation_only_where_held_out(df2k
     assert {p.name for p in (df2k / "holdout").iterdir()} == {"0002.png"}
     assert all("NTIRE 2017" in p["origin"] and p["licence"] for p in manifest["pictures"])
     assert (df2k / "hr/0001.png").samefile(df2k / "archives/DIV2K_train_HR/0001.png")  # takes its room once
-    take(df2k, "0801")
+    take(df2k, "0801", validation=["0803"])
     assert len(list((df2k / "hr").glob("*.png"))) == 4
     assert {p.name for p in (df2k / "holdout").iterdir()} == {"0801.png"}
+    assert {p.name for p in (df2k / "validation").iterdir()} == {"0803.png"}
     server.asked.clear()
-    take(df2k, "0801")
+    take(df2k, "0801", validation=["0803"])
     assert not server.asked
 
 
 def test_a_name_that_df2k_has_not_is_refused_before_any_download(df2k: Path, server: Server):
     with pytest.raises(DataError, match=r"data\.holdout: DF2K has no astronaut"):
         take(df2k, "astronaut", "0801")
+    with pytest.raises(DataError, match=r"data\.validation: DF2K has no 0901"):
+        take(df2k, "0801", validation=["0901"])
     assert not server.asked
 
 

@@ -1,7 +1,7 @@
 """The archives of DF2K: addresses, sizes, hashes, and unpacking them into folders of images."""
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -76,16 +76,18 @@ NAMES = frozenset(f"{n:04d}" for n in range(1, 901)) | frozenset(f"{n:06d}" for 
 """Stems of all images in the three archives."""
 
 
-def wanted(holdout: Collection[str]) -> list[Archive]:
-    """The archives of DF2K, with DIV2K's validation set if `holdout` names images of it.
+def wanted(reserved: Mapping[str, Collection[str]]) -> list[Archive]:
+    """The archives of DF2K, with DIV2K's validation set if `reserved` (split -> names) has images of it.
 
     Raises `DataError` for a name that is in no archive, before hours of downloading.
     """
-    if unknown := sorted(set(holdout) - NAMES):
-        raise DataError(
-            f"data.holdout: DF2K has no {', '.join(unknown)}: name images of DIV2K's validation set, '0801' to '0900'"
-        )
-    return [*DF2K, *([DIV2K_VALID] if VALIDATION & set(holdout) else [])]
+    for split, names in reserved.items():
+        if unknown := sorted(set(names) - NAMES):
+            raise DataError(
+                f"data.{split}: DF2K has no {', '.join(unknown)}: "
+                "name images of DIV2K's validation set, '0801' to '0900'"
+            )
+    return [*DF2K, *([DIV2K_VALID] if VALIDATION & set[str]().union(*reserved.values()) else [])]
 
 
 UNKNOWN_SIZE = 21_000_000_000  # bytes reserved for an archive of unpublished size

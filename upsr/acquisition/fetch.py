@@ -1,8 +1,8 @@
-"""Copies the photographs of a source into the project: training images, held-out images, and a manifest."""
+"""Copies the photographs of a source into the project: training images, reserved images, and a manifest."""
 
 import hashlib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -17,70 +17,75 @@ from upsr.acquisition import sources
 from upsr.acquisition.sources import Photo
 from upsr.files import DataError, atomic, report_corrupt
 
+TRAIN = "train"
+"""The split of the images that are not reserved."""
+
 
 def fetch(
     source: str,
     folder: str | Path | None,
-    out_dir: Path,
+    folders: Mapping[str, Path],
     *,
-    holdout: Collection[str],
-    holdout_dir: Path,
+    reserved: Mapping[str, Collection[str]],
     max_side: int,
     scale: int,
     on_corrupt: str,
     downloads: Path = sources.ARCHIVES,
 ) -> dict[str, Any]:
-    """Copies the source's files to `out_dir`, unchanged, and the held-out ones to `holdout_dir`, shrunk, as PNG.
+    """Copies a source's images to `folders` (split -> folder): of `train` unchanged, of the others shrunk, as PNG.
 
-    Returns the contents of `out_dir/manifest.json`: an entry per image, a message per corrupt file, and the names of
-    the files that are not images. Identical files are not rewritten. Images of an earlier source are removed.
-    Raises `DataError` for a source without images, a wrong `holdout`, and corrupt files where `on_corrupt` is `fail`,
-    and `ImageError` where the source folder does not exist.
+    `reserved` maps the other splits, such as `holdout`, to names; no name is in two. Returns the contents of
+    `manifest.json` in the folder of `train`: an entry per image, a message per corrupt file, the names of other files.
+    Identical files are not rewritten. Images of an earlier source are removed. Raises `DataError` for a source without
+    images, wrong names, and corrupt files where `on_corrupt` is `fail`, `ImageError` for a missing source folder.
     """
-    photos = sources.find(source, folder, holdout, downloads)
-    _check(photos, holdout, out_dir, holdout_dir)
-    store = partial(_store, out_dir=out_dir, holdout=holdout, holdout_dir=holdout_dir, max_side=max_side, scale=scale)
+    photos = sources.find(source, folder, reserved, downloads)
+    splits = {name: split for split, names in reserved.items() for name in names}
+    _check(photos, splits, folders)
+    store = partial(_store, splits=splits, folders=folders, max_side=max_side, scale=scale)
     with ThreadPoolExecutor() as pool:
         results = list(tqdm(pool.map(store, photos), total=len(photos), desc="download", disable=None))
     # manifest
     entries = [r for r in results if isinstance(r, dict)]
     corrupt = [r for r in results if isinstance(r, str)]
     manifest = {"source": source, "pictures": entries, "corrupt": corrupt, "ignored": sources.ignored(source, folder)}
-    with atomic(out_dir / "manifest.json") as temporary:
+    with atomic(folders[TRAIN] / "manifest.json") as temporary:
         temporary.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     report_corrupt(corrupt, on_corrupt)
     # images of an earlier source
-    _prune(out_dir, [e["file"] for e in entries if e["split"] == "train"])
-    _prune(holdout_dir, [e["file"] for e in entries if e["split"] == "holdout"])
+    for split, path in folders.items():
+        _prune(path, [e["file"] for e in entries if e["split"] == split])
     return manifest
 
 
-def _check(photos: Sequence[Photo], holdout: Collection[str], out_dir: Path, holdout_dir: Path) -> None:
+def _check(photos: Sequence[Photo], splits: Mapping[str, str], folders: Mapping[str, Path]) -> None:
+    """Checks `splits` (name -> split) and that no image would be overwritten."""
     names = {photo.name for photo in photos}
-    unknown = sorted(set(holdout) - names)
-    if unknown:
-        raise DataError(
-            f"data.holdout: no image is named {', '.join(unknown)}: choose among {', '.join(sorted(names)[:12])}"
-        )
-    if names == set(holdout):
-        raise DataError("data.holdout: names every image and leaves none to train on: shorten it")
-    if {out_dir.resolve(), holdout_dir.resolve()} & {photo.path.parent.resolve() for photo in photos}:
+    for name, split in splits.items():
+        if name not in names:
+            raise DataError(f"data.{split}: no image is named {name}: choose among {', '.join(sorted(names)[:12])}")
+    if names == set(splits):
+        keys = " and ".join(f"data.{split}" for split in sorted(set(splits.values())))
+        raise DataError(f"{keys}: every image is named and none is left to train on: shorten the list")
+    if {path.resolve() for path in folders.values()} & {photo.path.parent.resolve() for photo in photos}:
         raise DataError(f"data.folder: {photos[0].path.parent} is an output of this stage: move the images elsewhere")
 
 
 def _store(
-    photo: Photo, *, out_dir: Path, holdout: Collection[str], holdout_dir: Path, max_side: int, scale: int
+    photo: Photo, *, splits: Mapping[str, str], folders: Mapping[str, Path], max_side: int, scale: int
 ) -> dict[str, Any] | str:
     """Writes one photograph; returns its manifest entry, or the reason why it cannot be used."""
+    split = splits.get(photo.name, TRAIN)
+    suffix = photo.path.suffix if split == TRAIN else ".png"
+    target = folders[split] / f"{photo.name}{suffix}"
     try:
         data, rgb = _read(photo)
-        target = out_dir / f"{photo.name}{photo.path.suffix}"
-        if photo.name in holdout:
-            rgb = _shrink(rgb, max_side, scale, photo)
-            data, target = images.encode_png(rgb), holdout_dir / f"{photo.name}.png"
+        if split != TRAIN:
+            rgb = _shrink(rgb, max_side, scale, f"data.{split}: {photo.path}")
+            data = images.encode_png(rgb)
     except images.ImageError as error:
         return str(error)
-    _write(target, data, photo.path if photo.linkable and target.parent == out_dir else None)
+    _write(target, data, photo.path if photo.linkable and split == TRAIN else None)
     return {
         "file": target.name,
         "size": len(data),
@@ -89,7 +94,7 @@ def _store(
         "height": rgb.shape[0],
         "licence": photo.licence,
         "origin": photo.origin,
-        "split": "holdout" if photo.name in holdout else "train",
+        "split": split,
     }
 
 
@@ -103,12 +108,12 @@ def _read(photo: Photo) -> tuple[bytes, np.ndarray]:
     return data, images.as_rgb8(images.decode(data, photo.path))
 
 
-def _shrink(rgb: np.ndarray, max_side: int, scale: int, photo: Photo) -> np.ndarray:
+def _shrink(rgb: np.ndarray, max_side: int, scale: int, where: str) -> np.ndarray:
     """(H, W, 3) shrunk as a whole to at most `max_side` per side; sides become multiples of `scale`."""
     factor = min(1, max_side / max(rgb.shape[:2]))
     height, width = (int(side * factor) // scale * scale for side in rgb.shape[:2])
     if not height or not width:
-        raise DataError(f"data.holdout: {photo.path} is narrower than {scale} pixels: choose another image")
+        raise DataError(f"{where} is narrower than {scale} pixels: choose another image")
     if factor == 1:
         return rgb[:height, :width]
     return cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA)

@@ -1,7 +1,7 @@
 """Sources of photographs: files inside installed packages, DF2K's archives, or the user's own folder."""
 
 import importlib.util
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -145,16 +145,19 @@ LOCK = Path("sources.lock")
 """File with the hashes of archives that have no published one."""
 
 
-def find(source: str, folder: str | Path | None, holdout: Collection[str], downloads: Path = ARCHIVES) -> list[Photo]:
+def find(
+    source: str, folder: str | Path | None, reserved: Mapping[str, Collection[str]], downloads: Path = ARCHIVES
+) -> list[Photo]:
     """The photographs of a source: `sample`, `df2k` (downloads its archives into `downloads`), or else `folder`.
 
-    Raises `DataError` where there are none, a sample's package is not installed, or an archive cannot be downloaded,
-    and `ImageError` where `folder` does not exist.
+    `reserved` maps a split to names: of DIV2K's validation set, only these images are returned. Raises `DataError`
+    where there are none, a sample's package is not installed, or an archive cannot be downloaded, and `ImageError`
+    where `folder` does not exist.
     """
     if source == "sample":
         return [Photo(s.name, _locate(s), s.origin, s.licence, s.sha256) for s in SAMPLES]
     if source == "df2k":
-        return _df2k(holdout, downloads)
+        return _df2k(reserved, downloads)
     table = by_stem(images.find(str(folder)))
     if not table:
         raise DataError(f"{folder}: no images in this folder: correct data.folder")
@@ -169,17 +172,17 @@ def ignored(source: str, folder: str | Path | None) -> list[str]:
     return sorted(path.name for path in Path(str(folder)).iterdir() if path not in used)
 
 
-def _df2k(holdout: Collection[str], downloads: Path) -> list[Photo]:
-    """The training images of DIV2K and Flickr2K, and the held-out ones of DIV2K's validation set."""
-    held_out = archives.VALIDATION & set(holdout)
-    wanted = archives.wanted(holdout)
+def _df2k(reserved: Mapping[str, Collection[str]], downloads: Path) -> list[Photo]:
+    """The training images of DIV2K and Flickr2K, and the reserved ones of DIV2K's validation set."""
+    wanted = archives.wanted(reserved)
     folders = archives.prepare(wanted, downloads, LOCK)
     photos = [
         Photo(path.stem, path, archive.origin, archive.licence, None, linkable=True)
         for archive, folder in zip(wanted, folders, strict=True)
         for path in images.find(folder)
     ]
-    return [photo for photo in photos if photo.name in held_out or photo.name not in archives.VALIDATION]
+    unused = archives.VALIDATION - set[str]().union(*reserved.values())
+    return [photo for photo in photos if photo.name not in unused]
 
 
 def _locate(sample: Sample) -> Path:

@@ -23,7 +23,7 @@ ROUNDS = 5  # each measures every reader, so that other load on the machine affe
 
 def make_images(folder: Path, count: int) -> None:
     """Writes sample photographs enlarged to 2K; added noise keeps PNG from compressing the interpolation."""
-    photos = [images.read_rgb(photo.path) for photo in sources.find("sample", None, ())]
+    photos = [images.read_rgb(photo.path) for photo in sources.find("sample", None, {})]
     for number in tqdm(range(count), desc="make", disable=None):
         photo = photos[number % len(photos)]
         size = (WIDTH, round(photo.shape[0] * WIDTH / photo.shape[1]))

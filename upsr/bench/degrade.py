@@ -19,7 +19,7 @@ def bench_degrade(batch: int, steps: int, device: str) -> None:
     Raises `ConfigError` where params.yaml is missing or invalid.
     """
     degrade = build_degradation(load_params().degradation, 4)
-    photos = [images.read_rgb(photo.path) for photo in sources.find("sample", None, ())]
+    photos = [images.read_rgb(photo.path) for photo in sources.find("sample", None, {})]
     cuts = [images.to_tensor(photos[i % len(photos)][:PATCH, :PATCH]) for i in range(batch)]
     hr = torch.cat([images.pad_to(cut, PATCH, PATCH) for cut in cuts]).to(device)
     wait = torch.cuda.synchronize if hr.is_cuda else lambda: None

@@ -58,7 +58,7 @@ def _machine() -> Iterator[tuple[bool, str]]:
 def _data(params: "Params", verify: bool) -> Iterator[tuple[bool, str]]:
     if params.data.source == "df2k":
         yield from _archives(params)
-    for name, stage in (("hr", "download"), ("subimages", "crop")):
+    for name, stage in (("hr", "download"), ("validation", "download"), ("subimages", "crop")):
         count = _count(DATA / name)
         yield bool(count), f"data/{name}: " + (f"{count} images" if count else f"no images: run `dvc repro {stage}`")
     yield _store(verify)
@@ -70,7 +70,7 @@ def _archives(params: "Params") -> Iterator[tuple[bool, str]]:
     """The archives that `download` fetches: state, size, and where the expected hash comes from."""
     from upsr.acquisition import archives, sources
 
-    for archive in archives.wanted(params.data.holdout):
+    for archive in archives.wanted(params.data.reserved):
         remote, folder = archive.remote, sources.ARCHIVES / Path(archive.remote.name).stem
         count, downloaded = _count(folder), (sources.ARCHIVES / remote.name).is_file()
         size = f"{remote.size / 1e9:.1f} GB" if remote.size else "about 20 GB"

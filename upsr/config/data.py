@@ -8,7 +8,7 @@ from upsr.config.section import Positive, Section
 
 
 class Data(Section):
-    """Where the training images come from, and which are held out."""
+    """Where the training images come from, and which images are kept out of training."""
 
     source: Literal["sample", "df2k", "folder"]
     """`sample`: photographs bundled with installed packages; `df2k`: DIV2K and Flickr2K, downloaded; `folder`: your
@@ -16,9 +16,12 @@ class Data(Section):
     folder: str | None
     """Folder of photographs for `source: folder`; unused otherwise."""
     holdout: Annotated[tuple[str, ...], Field(min_length=1)]
-    """File names (without suffix) reserved for evaluation and never trained on."""
+    """File names (without suffix) of the benchmark `holdout`: reported, never trained on."""
+    validation: Annotated[tuple[str, ...], Field(min_length=1)]
+    """File names (without suffix) of the images that checkpoints are chosen on: neither trained on nor reported."""
     holdout_side: Positive
-    """Longest side of a held-out image in pixels; larger ones are shrunk. Smaller is faster to evaluate."""
+    """Longest side of an image of `holdout` or `validation` in pixels; larger ones are shrunk. Smaller is faster to
+    evaluate."""
     on_corrupt: Literal["fail", "skip"]
     """Unreadable images: `fail` stops the stage; `skip` leaves them out, and names and counts them."""
 
@@ -27,6 +30,19 @@ class Data(Section):
         if self.source == "folder" and not self.folder:
             raise ValueError("data.source is `folder`, but data.folder is empty: set it to the folder of photographs")
         return self
+
+    @model_validator(mode="after")
+    def _no_checkpoint_is_chosen_on_reported_images(self) -> Self:
+        if both := sorted(set(self.holdout) & set(self.validation)):
+            raise ValueError(
+                f"data.validation: data.holdout, which is reported, also names {', '.join(both)}: name other images"
+            )
+        return self
+
+    @property
+    def reserved(self) -> dict[str, tuple[str, ...]]:
+        """Split -> names of its images, which are not trained on; a split has the name of its key."""
+        return {"holdout": self.holdout, "validation": self.validation}
 
 
 class Crop(Section):

@@ -1,10 +1,11 @@
-"""`upsr compare` on a real MLflow store: means over seeds, and only what can be compared."""
+"""`upsr compare` on a real MLflow store: means and contrasts over seeds, and only what can be compared."""
 
 from pathlib import Path
 
 import pytest
 
 from pipelines import tracking
+from pipelines.evaluate import named
 from upsr import images
 from upsr.__main__ import main
 
@@ -28,23 +29,42 @@ def store(tmp_path_factory: pytest.TempPathFactory):
 
 
 def record(
-    variant: str, seed: int, *, psnr: float, lpips: float, steps: int = 5, workers: int = 1, digest: str = "a", **more
+    variant: str,
+    seed: int,
+    *,
+    psnr: float,
+    lpips: float,
+    steps: int = 5,
+    workers: int = 1,
+    digest: str = "a",
+    images: int = 4,
+    experiment: str = "evaluate",
+    **more,
 ):
+    """A run as the stage `evaluate` records it; without images it has no table of them."""
     params = {"seed": seed, "unet": {"dim": 48}, "uncertainty": {"variant": variant}, "diffusion": {"steps": steps}}
     params |= {"train": {"workers": workers}} | more
-    with tracking.start("evaluate", variant, params, {"data.holdout": digest}) as tracker:
+    with tracking.start(experiment, variant, params, {"data.holdout": digest}) as tracker:
         figures = {"psnr": psnr, "lpips": lpips, "psnr_bicubic": 19.0, "lpips_bicubic": 0.8, "psnr_atd": 18.0}
         tracker.metrics({f"holdout/{name}": value for name, value in figures.items()})
+        rows = [
+            {"benchmark": benchmark, "picture": f"a/{i}", "model": model, "psnr": psnr + i, "lpips": lpips}
+            for benchmark, model in (("holdout", "bicubic"), ("holdout", "upsr"), ("Set5", "upsr"))
+            for i in range(images)
+        ]
+        if images:
+            tracker.table(named(rows, "picture", "benchmark", "picture", "model"), "per_image")
 
 
 def cells(page: str) -> list[list[str]]:
-    return [[c.strip() for c in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("|")]
+    lines = [line for line in page.splitlines() if line.startswith("|")]
+    return [[c.strip() for c in line.removeprefix("|").removesuffix("|").split("|")] for line in lines]
 
 
 def test_settings_are_compared_over_their_seeds(store, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     main(["compare", "-o", str(tmp_path)])
     page = (tmp_path / "variants.md").read_text()
-    head, _, *rows = cells(page)
+    head, _, *rows = cells(page.partition("## Contrasts")[0])
     assert head == ["uncertainty.variant", "unet.dim", "diffusion.steps", "seeds", "psnr ↑", "lpips ↓"]
     assert ["residual", "48", "5", "2", "21.0000 ± 1.4142", "0.6000 ± 0.1414"] in rows
     assert ["dynamic", "48", "5", "2", "21.5000 ± 0.0000", "0.4000 ± 0.0000"] in rows
@@ -53,6 +73,68 @@ def test_settings_are_compared_over_their_seeds(store, tmp_path: Path, capsys: p
     assert "1 with other images, 1 with parameters of another version, 2 with a newer run of the same settings" in page
     assert images.read(tmp_path / "variants.png").shape[:2] == (600, 840)
     assert page in capsys.readouterr().out
+
+
+def contrasts(folder: Path, *options: str) -> tuple[list[list[str]], str]:
+    """The table's rows and the page of a comparison."""
+    main(["compare", "-o", str(folder), *options])
+    page = (folder / "variants.md").read_text()
+    return cells(page.partition("## Contrasts")[2])[2:], page
+
+
+def test_arms_are_contrasted_with_the_papers(store, tmp_path: Path):
+    """By hand: over seeds, PSNR differs by 1.5 and -0.5, LPIPS by -0.1 and -0.3; t(1) = 12.706 at 97.5 %."""
+    rows, page = contrasts(tmp_path)
+    name = "dynamic (diffusion.steps 5) against residual"
+    assert rows == [
+        [name, "psnr", "0.5000", "-12.2062 to 13.2062", "0.7048", "undecided", "2", "4"],
+        [name, "lpips", "-0.2000", "-1.4706 to 1.0706", "0.5903", "undecided", "2", "4"],
+    ]
+    assert (
+        "- holdout: PSNR of dynamic (diffusion.steps 5) against that of residual (diffusion.steps 5) is undecided"
+        in page
+    )
+    assert "Without an arm to compare with: dynamic (diffusion.steps 15)." in page
+    assert "![Forest plot of the contrasts](variants-forest.png)" in page
+    assert images.read(tmp_path / "variants-forest.png").size
+
+
+def test_any_setting_can_be_the_reference_and_one_seed_gives_no_interval(store, tmp_path: Path):
+    rows, page = contrasts(tmp_path, "--against", "diffusion.steps=5")
+    name = "dynamic (diffusion.steps 15) against 5"
+    assert rows[0] == [name, "psnr", "8.5000", "", "", "no interval", "1", "4"]
+    assert "(1 seed, 4 images): no interval can be given: it needs at least two seeds" in page
+    assert (tmp_path / "variants-forest.png").is_file()
+    rows, page = contrasts(tmp_path, "--against", "uncertainty.variant=isotropic")
+    assert not rows and "None: no two arms" in page and "variants-forest" not in page
+    assert not (tmp_path / "variants-forest.png").exists(), "the plot of another comparison was left"
+
+
+def test_a_difference_is_found_and_missing_tables_are_named(store, tmp_path: Path):
+    for seed in range(5):
+        record("residual", seed, psnr=20 + 0.01 * seed**2, lpips=0.5, experiment="five")
+        record("dynamic", seed, psnr=21, lpips=0.5, experiment="five", images=4 if seed < 4 else 0)
+        record("isotropic", seed, psnr=21, lpips=0.5, experiment="five", images=4 if seed else 3)
+    rows, page = contrasts(tmp_path, "--experiment", "five")
+    assert [(row[0], row[1], *row[5:]) for row in rows] == [
+        ("dynamic against residual", "psnr", "better", "4", "4"),
+        ("dynamic against residual", "lpips", "equal", "4", "4"),
+        ("isotropic against residual", "psnr", "not measured", "0", "0"),
+        ("isotropic against residual", "lpips", "not measured", "0", "0"),
+    ]
+    assert "holdout: PSNR of dynamic is better than that of residual by 0.965 (" in page
+    assert "holdout: not measured: psnr of isotropic is missing for a/3, seed 0: evaluate it again" in page
+    assert "without values per image: dynamic (" in page
+
+
+@pytest.mark.parametrize("against", ["residual", "train.workers=1"])
+def test_a_reference_that_no_run_could_have_is_refused(store, tmp_path: Path, capsys, against: str):
+    with pytest.raises(SystemExit) as end:
+        main(["compare", "-o", str(tmp_path), "--against", against])
+    assert end.value.code == 2
+    reason = "no such setting: write KEY=VALUE, KEY one of uncertainty.variant, unet.dim, diffusion.steps"
+    assert f"--against {against}: {reason}" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_nothing_to_compare_is_said(store, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -11,13 +11,15 @@ if TYPE_CHECKING:
 
 
 def add(commands: "Commands") -> None:
-    command = new(commands, "compare", run, "write a table and a plot of all uncertainty variants evaluated in MLflow")
+    command = new(commands, "compare", run, "write tables and plots of all uncertainty variants evaluated in MLflow")
     command.add_argument("--benchmark", default="holdout", help="name of the benchmark")
     command.add_argument("--experiment", default="evaluate", help="MLflow experiment with the evaluations")
-    command.add_argument("-o", "--output", type=Path, default=Path("reports"), help="folder for the table and the plot")
+    about = "reference of the contrasts, as KEY=VALUE of a parameter: each arm against the one that differs in it alone"
+    command.add_argument("--against", default="uncertainty.variant=residual", help=about)
+    command.add_argument("-o", "--output", type=Path, default=Path("reports"), help="folder for the page and the plots")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Writes the table and the plot, and prints the table."""
-    page: Path = extension("compare")(options.benchmark, options.output, options.experiment)
+    """Writes the page and the plots, and prints the page."""
+    page: Path = extension("compare")(options.benchmark, options.output, options.experiment, options.against)
     print(page.read_text(encoding="utf-8"))

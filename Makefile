@@ -6,7 +6,7 @@ PREFECT ?= http://127.0.0.1:4200/api
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DO_NOT_TRACK := 1
 
-.PHONY: help repro test test-fast check ui flow sweep nightly nightly-serve docs lock clean
+.PHONY: help repro test test-fast check ui flow sweep study nightly nightly-serve docs lock clean
 
 help: ## print this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -42,6 +42,9 @@ flow: .venv/ready ## run the pipeline as a Prefect flow, stage by stage
 
 sweep: .venv/ready ## run every combination of sweep.cross in params.yaml as a DVC experiment
 	python -m pipelines.flows sweep
+
+study: .venv/ready ## train and measure what scales/study.yaml plans and docs/study lacks; JOBS=2 at a time
+	python -m pipelines.study --jobs $(or $(JOBS),1)
 
 nightly: .venv/ready ## evaluate champion and newest candidate on every available benchmark, now
 	python -m pipelines.flows nightly

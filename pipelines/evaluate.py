@@ -43,7 +43,7 @@ def identity(params: Params, benchmarks: list[Benchmark]) -> dict[str, Any]:
     models = {name: _describe(Path("models") / name) | {"steps": steps} for name, steps in trained.items()}
     facts = {
         "protocol": params.evaluate.protocol,
-        "seed": params.seed,
+        "seeds": list(params.evaluate.seeds),
         "tile": params.evaluate.tile,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "git_commit": tracking.git_commit(),
@@ -166,7 +166,7 @@ def main() -> None:
         protocol=params.evaluate.protocol,
         metrics=params.evaluate.metrics,
         weights=Path("data/metric_weights"),
-        seed=params.seed,
+        seeds=params.evaluate.seeds,
         tile=params.evaluate.tile,
         images=options.out / "pictures",
     )

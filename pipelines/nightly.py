@@ -89,7 +89,7 @@ class NightlyRun:
 def begin(params: Params) -> NightlyRun:
     """Creates a run with the available models and benchmarks. `told` lists what is missing."""
     evaluation = params.evaluate
-    settings = {"protocol": evaluation.protocol, "seed": params.seed, "tile": evaluation.tile}
+    settings = {"protocol": evaluation.protocol, "seed": evaluation.seeds[0], "tile": evaluation.tile}
     run = NightlyRun(_name(datetime.now()), settings)
     run.folder.mkdir(parents=True)
     run.models = _models(run.told)
@@ -105,7 +105,7 @@ def begin(params: Params) -> NightlyRun:
 def evaluations(run: NightlyRun, params: Params) -> dict[str, list[str]]:
     """Job name -> command, for every model on every benchmark. Each writes NAME.json to the run's folder."""
     folders = {name.rpartition("/")[2]: locate(name) for name in params.evaluate.benchmarks}
-    options = {"protocol": params.evaluate.protocol, "tile": params.evaluate.tile, "seed": params.seed}
+    options = {"protocol": params.evaluate.protocol, "tile": params.evaluate.tile, "seed": params.evaluate.seeds[0]}
     shared = [text for key, value in options.items() for text in (f"--{key}", str(value))]
     shared += ["--metrics", *params.evaluate.metrics]
     command = [sys.executable, "-m", "upsr", "evaluate", *shared]

@@ -53,7 +53,7 @@ def remaining(params: Params) -> list[str]:
     planned = experiments(params.sweep.cross)
     for name, values in planned.items():
         settings = yaml.safe_load(PARAMS.read_text())
-        _apply(settings, values)
+        apply(settings, values, f"{PARAMS}: sweep.cross")
         parse(Params, settings, f"sweep.cross: {name}")
     changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock")
     if changed:
@@ -136,7 +136,7 @@ def _prepare(worktree: Path, values: Values) -> None:
     yaml_file = YAML()
     yaml_file.preserve_quotes, yaml_file.width = True, 4096
     settings = yaml_file.load(PARAMS.read_text())
-    _apply(settings, values)
+    apply(settings, values, f"{PARAMS}: sweep.cross")
     yaml_file.dump(settings, worktree / PARAMS)
     # untracked data
     for path in _untracked(settings):
@@ -154,14 +154,15 @@ def _untracked(settings: Mapping[str, Any]) -> list[Path]:
     return untracked + ([Path(folder)] if folder and not Path(folder).is_absolute() else [])
 
 
-def _apply(settings: dict[str, Any], values: Values) -> None:
+def apply(settings: dict[str, Any], values: Values, where: str) -> None:
+    """Sets dotted keys in nested settings. Raises `ConfigError`, which begins with `where`, for an unknown key."""
     for key, value in values.items():
         *sections, last = key.split(".")
         node: Any = settings
         for section in sections:
             node = node.get(section) if isinstance(node, dict) else None
         if not isinstance(node, dict) or last not in node:
-            raise ConfigError(f"{PARAMS}: sweep.cross: unknown key `{key}`: correct its spelling")
+            raise ConfigError(f"{where}: unknown key `{key}`: correct its spelling")
         node[last] = value
 
 

@@ -3,12 +3,14 @@
 from pathlib import Path
 from typing import cast
 
+import torch
 import torch.nn as nn
 from torch import Tensor
 
 from pipelines.stage import run
-from pipelines.training import WEIGHTS, begin, build_pairs, finish, short_digest, train
-from upsr.config import Atd, Params, load_params
+from pipelines.training import LMDB, WEIGHTS, begin, build_pairs, finish, short_digest, train
+from upsr.config import Atd, Diffusion, Params, load_params
+from upsr.data.datasets import PatchDataset
 from upsr.diffusion.denoiser import Denoiser, build_denoiser, upsample
 from upsr.diffusion.diffuser import Diffuser
 from upsr.diffusion.noise import field
@@ -23,6 +25,8 @@ from upsr.training.unet_objective import UnetObjective
 
 FOLDER = Path("models/unet")
 ATD = Path("models/atd", FILE)
+CALIBRATION_PIXELS = 2**20  # of the patches that the uncertainty variant is calibrated on
+EPSILON_STEPS = 100  # below this, ε-prediction is ill-posed
 
 
 def main() -> None:
@@ -46,10 +50,14 @@ def main() -> None:
 
     # functions for `train`
     def build() -> Denoiser:
-        denoiser = fresh_denoiser(params)
-        initialise(denoiser.network, "unet", params.unet, params.scale, params.train.init, widen_unet)
+        denoiser, variant = fresh_denoiser(params), params.uncertainty.variant
+        initialise(denoiser.network, "unet", params.unet, params.scale, params.train.init, widen_unet, variant)
         if detector is not None:
             load_edge_detector(denoiser.uncertainty, detector)
+        if params.uncertainty.normalise == "energy" or params.uncertainty.unit == "training":
+            patches = PatchDataset(LMDB, recipe.patch, params.seed)
+            count = max(CALIBRATION_PIXELS // recipe.patch**2, 1)
+            objective.calibrate(denoiser, torch.stack([patches[i] for i in range(count)]), params.seed)
         return denoiser
 
     def save(path: Path, denoiser: nn.Module) -> None:
@@ -61,15 +69,18 @@ def main() -> None:
     def upscale(denoiser: nn.Module, lr: Tensor) -> Tensor:
         diffuser = Diffuser(cast(Denoiser, denoiser), params.diffusion.sampler_eta, multiple=1)
         y_up, sr = upsample(lr, params.scale), atd(lr)
-        noise = lambda t: field(params.seed, t, 0, 0, *sr.shape[2:]).to(sr.device)  # noqa: E731
+        noise = lambda t: field(0, t, 0, 0, *sr.shape[2:]).to(sr.device)  # noqa: E731
         return diffuser(y_up, sr, noise, diffuser.analyse(lr))[0]
+
+    warn_of_epsilon(params.diffusion)
+    objective = build_objective(params, atd)
 
     train(
         "train-unet",
         f"{params.uncertainty.variant}-{params.unet.dim}",
         FOLDER,
         build,
-        build_objective(params, atd),
+        objective,
         recipe=recipe,
         shared=params.train,
         seed=params.seed,
@@ -79,6 +90,7 @@ def main() -> None:
         init=initial_weights("unet", params.unet.dim, params.train.init),
         save=save,
         upscale=upscale,
+        lr_scales={"uncertainty": params.uncertainty.lr_scale},
     )
     finish(FOLDER)
 
@@ -94,12 +106,23 @@ def fresh_denoiser(params: Params) -> Denoiser:
     )
 
 
-def build_objective(params: Params, atd: nn.Module) -> UnetObjective:
-    """The denoiser's training objective; `atd` is g."""
+def build_objective(params: Params, atd: nn.Module, weights: Path = WEIGHTS) -> UnetObjective:
+    """The denoiser's training objective; `atd` is g, `weights` the folder of LPIPS's weights."""
     recipe = params.train_unet
     pairs = build_pairs(params.degradation, params.scale, recipe)
-    perceptual = PerceptualLoss(recipe.lpips_weight, params.train.lpips_range, WEIGHTS)
-    return UnetObjective(pairs, perceptual, atd, params.scale)
+    perceptual = PerceptualLoss(recipe.lpips_weight, params.train.lpips_range, weights)
+    return UnetObjective(pairs, perceptual, atd, params.scale, rollout=recipe.rollout, lpips_share=recipe.lpips_share)
+
+
+def warn_of_epsilon(cfg: Diffusion) -> None:
+    """Prints a warning where the network predicts ε on a chain with few timesteps."""
+    if cfg.predict == "epsilon" and cfg.steps < EPSILON_STEPS:
+        error = cfg.kappa * cfg.sqrt_eta_end / (1 - cfg.sqrt_eta_end**2)
+        print(
+            f"params.yaml: diffusion.predict `epsilon` with {cfg.steps} steps: an error of ε is {error:.0f} times "
+            f"larger in x̂0 at t = {cfg.steps}, and few steps correct it: use x0, or {EPSILON_STEPS} steps or more",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from upsr.config import Degradation, Recipe, Section, Train
 from upsr.data.datasets import PatchDataset
 from upsr.degradation.pair_pool import PairPool
 from upsr.degradation.second_order import SecondOrder, build_degradation
-from upsr.files import sha256
+from upsr.files import DataError, sha256
 from upsr.images import find, resize, to_image, write
 from upsr.training.loop import fit
 from upsr.training.memory import memory_errors_in_one_line
@@ -29,7 +29,7 @@ from upsr.training.validation import Validation, held_out
 
 WEIGHTS = Path("data/metric_weights")
 LMDB = Path("data/train.lmdb")
-HELD_OUT = Path("data/benchmarks/holdout/HR")
+VALIDATION = Path("data/validation")
 PREVIEWS = 3  # rows of a preview sheet
 # Keys of `train` that change neither the weights nor the choice of the best: they may change when a training resumes.
 CHANGEABLE = {"init", "workers", "checkpointing", "preview_every", "save_every", "keep", "max_bad_steps"}
@@ -55,6 +55,7 @@ def train(
     init: Path | None,
     save: Callable[[Path, nn.Module], None],
     upscale: Callable[[nn.Module, Tensor], Tensor],
+    lr_scales: Mapping[str, float] | None = None,
 ) -> None:
     """Trains one network. Writes weights, log, checkpoints and previews to `folder`, and one MLflow run `name`.
 
@@ -99,6 +100,7 @@ def train(
             validate=validate,
             save=save,
             report=report,
+            lr_scales=lr_scales,
             preview=partial(_preview, folder, dataset, objective.pairs.degrade, upscale, tracker),
         )
         tracker.artifact(folder / "log.csv")
@@ -108,8 +110,16 @@ def train(
 def validation(
     degrade: SecondOrder, shared: Train, recipe: Recipe, upscale: Callable[[nn.Module, Tensor], Tensor]
 ) -> tuple[Validation, str]:
-    """The validation that ranks checkpoints, and a digest of its held-out images."""
-    images = find(HELD_OUT)[: shared.validate_pictures]
+    """The validation that ranks checkpoints, and a digest of its images.
+
+    Raises `DataError` where there are fewer than `validate_pictures`: unreadable ones may have been skipped.
+    """
+    images = find(VALIDATION)[: shared.validate_pictures]
+    if len(images) < shared.validate_pictures:
+        raise DataError(
+            f"{VALIDATION}: has {len(images)} images, but train.validate_pictures is {shared.validate_pictures}: "
+            "lower it, or name more images in data.validation"
+        )
     digest = hashlib.sha256("".join(short_digest(path) for path in images).encode()).hexdigest()[:16]
     pairs = held_out(images, degrade, recipe.patch)
     return Validation(pairs, upscale, Lpips(WEIGHTS) if shared.select.lpips else None), digest

@@ -38,7 +38,7 @@ TINY = {  # the same chain and the same code, small enough for a test
         "res_blocks": 1,
         "swin_dim": 32,
         "tail_dim": 16,
-        "global_skip": False,
+        "skip": "none",
     },
     "diffusion": {"steps": 2},
     "train": {"init": "none", "workers": 0, "log_every": 2, "save_every": 1, "preview_every": 4, "validate_every": 2},

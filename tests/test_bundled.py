@@ -63,7 +63,7 @@ def test_the_sample_scale_begins_from_them(name: str, capsys):
 @pytest.mark.parametrize(("dim", "told"), [(96, "atd-96"), (144, "atd-48"), (192, "atd-96")])
 def test_a_width_begins_from_the_widest_starter_that_divides_it(dim: int, told: str, capsys):
     params = parse(Params, yaml.safe_load((ROOT / "params.yaml").read_text()), "params.yaml")
-    lr = torch.rand(1, 3, 16, 16)
+    lr = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     wide = build_atd(params.atd.model_copy(update={"dim": dim}), 4).eval()
     initialise(wide, "atd", params.atd.model_copy(update={"dim": dim}), 4, "starter", widen_atd)
     assert f"{told}{os.sep}weights.safetensors" in capsys.readouterr().out

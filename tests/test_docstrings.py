@@ -15,7 +15,7 @@ FILES = sorted(path for folder in ("upsr", "pipelines") for path in (ROOT / fold
 NOT_NAMED = {"SystemExit", "AssertionError", "ArgumentTypeError"}
 FUNCTIONS = {"main", "add"}  # the module of a stage, and the package of the commands, say what these do
 TORCH = {"forward", "state_dict", "load_state_dict", "modules", "to"}
-VARIANT = {"analyse", "times", "weigher", "logged"}  # documented by the protocol `Variant`
+VARIANT = {"analyse", "times", "weigher", "calibrate", "energy", "logged"}  # documented by the protocol `Variant`
 
 
 def own(node: ast.AST) -> Iterator[ast.AST]:

@@ -48,7 +48,7 @@ def run_of(model: Path | None, **changes: Any) -> EvaluationRun:
     usual: dict[str, Any] = {
         "models": {"bicubic": None, "upsr": model},
         "scale": 4, "protocol": "basicsr", "metrics": (), "weights": Path("."),
-        "seed": 0, "tile": 128, "images": None,
+        "seeds": (0,), "tile": 128, "images": None,
     }  # fmt: skip
     return EvaluationRun(**usual | changes)
 

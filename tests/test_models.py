@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from conftest import fixture_file, params
 
+from pipelines.train_unet import fresh_denoiser
 from upsr.models.atd import ATD, build_atd
 from upsr.models.unet import UNet, build_unet
 from upsr.models.widen import widen_atd, widen_unet
@@ -97,14 +98,36 @@ def test_two_branches_are_mixed_by_the_detail_map():
 
 @pytest.mark.parametrize("branches", [1, 2])
 @pytest.mark.parametrize("condition", [["sr", "bicubic"], ["bicubic"]])
-def test_the_global_skip_begins_at_the_first_image_of_the_condition(condition: list[str], branches: int):
-    unet = build_unet(params(unet={"global_skip": True, "condition": condition, "branches": branches}).unet, 4)
-    images = [torch.rand(1, 3, 32, 32) for _ in condition]
-    inputs = [torch.rand(1, 48, 8, 8), torch.tensor([1]), F.pixel_unshuffle(torch.cat(images, 1), 4)]
-    inputs += [torch.rand(1, 1, 32, 32)] if branches == 2 else []
-    assert torch.equal(unet(*inputs), images[0])
-    unet(*inputs).square().sum().backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in unet.conv_last.parameters())
+@pytest.mark.parametrize("skip", ["condition", "edm"])
+def test_an_untrained_network_with_a_skip_answers_what_it_corrects(skip: str, condition: list[str], branches: int):
+    """`condition`: its first image; `edm`: c x_t + (1−c) ŷ, c = σ²/(σ² + (κ √η_t w)²). It can learn from there."""
+    p = params(unet={"skip": skip, "sigma_data": 0.1, "condition": condition, "branches": branches})
+    denoiser = fresh_denoiser(p)
+    x_t, first, second = (torch.rand(2, 3, 32, 32) * 2 - 1 for _ in range(3))
+    images, weight, t = [first, second][: len(condition)], torch.full((2, 3, 32, 32), 0.7), torch.tensor([1, 2])
+    answer = denoiser(x_t, t, F.pixel_unshuffle(torch.cat(images, 1), 4), second, weight)
+    noise = (2.5 * denoiser.process.sqrt_eta[1:].float() * 0.7).view(2, 1, 1, 1)
+    share = 0.1**2 / (0.1**2 + noise**2) if skip == "edm" else 0
+    assert torch.allclose(answer, share * x_t + (1 - share) * first, atol=1e-6)
+    answer.square().sum().backward()
+    last = denoiser.network.conv_last
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in last.parameters())
+
+
+def test_images_at_hr_size_reach_the_last_convolutions():
+    """One pixel of x_t changes its own surroundings, where nothing but the last convolutions could see it."""
+    p = params(unet={"hr_inputs": True})
+    denoiser = fresh_denoiser(p)
+    weight = denoiser.network.conv_hr.weight
+    assert weight.shape[1] == denoiser.network.conv_last.weight.shape[1] + 6
+    weight.data[:, :-6] = 0  # without the features of the UNet
+    x_t, y_up, condition = torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32), torch.rand(1, 96, 8, 8)
+    changed = x_t.clone()
+    changed[0, :, 13, 21] += 1
+    t, w = torch.tensor([1]), torch.ones(1, 3, 32, 32)
+    outputs = [denoiser(x, t, condition, y_up, w) for x in (x_t, changed)]
+    rows, columns = (outputs[0] - outputs[1]).abs().sum((0, 1)).nonzero().unbind(1)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (11, 15, 19, 23)
 
 
 def test_what_lies_beyond_the_edge_does_not_reach_the_picture():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import params
 
-from upsr.config import Atd
+from upsr.config import Atd, Uncertainty, Unet
 from upsr.official import load_official
 from upsr.pretrained import CheckpointError, Pretrained, bundled, load_pretrained, save_pretrained, weights_file
 from upsr.training.state import load_state, save_state
@@ -28,6 +28,21 @@ def test_weights_carry_their_settings(tmp_path: Path):
     assert model.parts.keys() == {"atd"} and torch.equal(model.parts["atd"]["a.b"], torch.ones(2))
     assert model.scale == 4
     assert model.section("atd", Atd) == params().atd
+
+
+@pytest.mark.parametrize(("before", "skip"), [(True, "condition"), (False, "none")])
+def test_a_file_written_before_a_key_existed_has_its_value_of_then(tmp_path: Path, before: bool, skip: str):
+    settings = {"scale": 4, "unet": params().unet.model_dump(mode="json") | {"global_skip": before}}
+    for key in ("skip", "sigma_data", "hr_inputs"):
+        del settings["unet"][key]
+    settings["uncertainty"] = params().uncertainty.model_dump(mode="json")
+    for key in ("invert", "energy", "lr_scale", "unit"):
+        del settings["uncertainty"][key]
+    save_pretrained(tmp_path / "old.safetensors", {"unet": {"a": torch.zeros(1)}}, settings)
+    file = load_pretrained(tmp_path / "old.safetensors")
+    assert (file.section("unet", Unet).skip, file.section("unet", Unet).hr_inputs) == (skip, False)
+    uncertainty = file.section("uncertainty", Uncertainty)
+    assert (uncertainty.energy, uncertainty.unit, uncertainty.invert) == (0.3, "image", False)
 
 
 def test_what_is_no_weights_file_is_named(tmp_path: Path):

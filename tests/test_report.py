@@ -99,7 +99,7 @@ def measured(benchmark: Path, folder: Path) -> list[dict[str, Any]]:
 def identity() -> dict[str, Any]:
     return {
         "protocol": "basicsr",
-        "seed": 0,
+        "seeds": [0],
         "tile": 128,
         "device": "CPU, 2 cores",
         "git_commit": "3e879b7c0ffee3e879b7c0ffee3e879b7c0ffee0",

@@ -83,6 +83,13 @@ def test_a_training_depends_on_every_key_that_changes_its_weights(stage: str):
     assert declared == set(Train.model_fields) - CHANGEABLE | {"init", "keep"}
 
 
+@pytest.mark.parametrize("stage", ["train_atd", "train_unet"])
+def test_a_training_depends_on_the_validation_images_and_on_no_benchmark(stage: str):
+    deps = STAGES[stage]["deps"]
+    assert "data/validation" in deps
+    assert [d for d in deps if d.startswith("data/benchmarks")] == []
+
+
 def test_the_lock_is_of_this_graph():
     """`dvc repro` was run after the last change of dvc.yaml: its lock names the same files."""
     lock = yaml.safe_load((ROOT / "dvc.lock").read_text())["stages"]

@@ -13,10 +13,12 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from conftest import SHARED, params
+from conftest import SHARED, params, save_model
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pipelines.train_unet import fresh_denoiser, warn_of_epsilon
+from pipelines.training import validation
 from upsr import images
 from upsr.config import Params, Select
 from upsr.data.datasets import PatchDataset
@@ -26,10 +28,11 @@ from upsr.degradation.second_order import build_degradation
 from upsr.diffusion.denoiser import Denoiser, build_denoiser
 from upsr.evaluation.metrics import Metrics
 from upsr.evaluation.protocol import PROTOCOLS
+from upsr.files import DataError
 from upsr.models.atd import build_atd
 from upsr.models.unet import build_unet
 from upsr.models.widen import widen_atd, widen_unet
-from upsr.pretrained import CheckpointError, load_pretrained, save_pretrained
+from upsr.pretrained import FILE, CheckpointError, load_pretrained, save_pretrained
 from upsr.training import checkpoints
 from upsr.training.atd_objective import AtdObjective
 from upsr.training.ema import Ema
@@ -326,6 +329,18 @@ def test_validation_measures_held_out_pictures(tmp_path: Path, scale: int):
     assert figures["psnr"] == pytest.approx(48.13, abs=0.2)
 
 
+def test_too_few_validation_images_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As where `data.on_corrupt: skip` left one out."""
+    monkeypatch.chdir(tmp_path)
+    p = params(train={"select": {"psnr": 1, "lpips": 0}})
+    arguments = build_degradation(p.degradation, 4), p.train, p.train_atd, lambda network, lr: network(lr)
+    images.write(tmp_path / "data/validation/a.png", np.zeros((40, 40, 3), np.uint8))
+    with pytest.raises(DataError, match=r"data/validation: has 1 images, but train\.validate_pictures is 2: lower it"):
+        validation(*arguments)
+    images.write(tmp_path / "data/validation/b.png", np.zeros((40, 40, 3), np.uint8))
+    assert len(validation(*arguments)[0].pairs) == 2
+
+
 @pytest.fixture
 def own_precision():
     """Accelerate settles the precision once per process."""
@@ -343,6 +358,58 @@ def test_bf16_trains(store: Path, tmp_path: Path):
 def test_the_rate_is_a_function_of_the_step():
     recipe = params(train_atd={"lr": 1.0, "warmup": 4, "milestones": [10, 20]}).train_atd
     assert [learning_rate(s, recipe) for s in (0, 1, 3, 9, 10, 19, 20)] == [0.25, 0.5, 1, 1, 0.5, 0.5, 0.25]
+
+
+def test_what_a_variant_learns_has_its_own_learning_rate(store: Path, tmp_path: Path):
+    """AdamW moves a weight by about its learning rate a step: `lr_scale` decides how far `mix` can get."""
+    moved = {}
+    for scale in (1.0, 100.0):
+        p = params(
+            uncertainty={"variant": "edge_frequency", "lr_scale": scale},
+            train={"select": {"psnr": 1, "lpips": 0}, "save_every": 10},
+            train_unet={"steps": 4, "lr": 1e-3},
+        )
+        torch.manual_seed(0)
+        denoiser = fresh_denoiser(p)
+        pairs = Pairs(build_degradation(p.degradation, 4), PairPool(0, 2))
+        folder = tmp_path / str(scale)
+        folder.mkdir()
+        fit(
+            denoiser,
+            UnetObjective(pairs, PerceptualLoss(0, "proper", ""), build_atd(p.atd, 4), 4),
+            PatchDataset(store, 32, seed=0),
+            recipe=p.train_unet,
+            train=p.train,
+            seed=0,
+            folder=folder,
+            identity={},
+            validate=Validation([], lambda network, lr: lr, None),
+            save=lambda path, network: save_pretrained(path, {"unet": network.network.state_dict()}, {}),
+            report=lambda step, values: None,
+            preview=lambda step, network: None,
+            lr_scales={"uncertainty": scale},
+        )
+        moved[scale] = abs(denoiser.uncertainty.mix.item())
+    assert 0 < moved[1.0] < 0.005
+    assert 50 * moved[1.0] < moved[100.0] < 0.5
+
+
+def test_a_start_from_another_variant_is_named(tmp_path: Path, capsys):
+    p = params(uncertainty={"variant": "residual"})
+    path = save_model(tmp_path, p) / FILE
+    for variant, said in (("isotropic", True), ("residual", False)):
+        initialise(build_unet(p.unet, 4), "unet", p.unet, 4, str(path), widen_unet, variant)
+        line = capsys.readouterr().out
+        assert line.startswith(f"unet: starts from {path}")
+        assert ("trained with `residual` noise, this run's is `isotropic`" in line) is said
+
+
+@pytest.mark.parametrize(
+    ("predict", "steps", "warns"), [("epsilon", 5, True), ("epsilon", 1000, False), ("x0", 5, False)]
+)
+def test_predicting_noise_in_few_steps_is_warned_of(predict: str, steps: int, warns: bool, capsys):
+    warn_of_epsilon(params(diffusion={"predict": predict, "steps": steps}).diffusion)
+    assert ("an error of ε is 124 times larger in x̂0 at t = 5" in capsys.readouterr().out) is warns
 
 
 def test_the_average_follows_by_its_decay():

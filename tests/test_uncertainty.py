@@ -28,9 +28,7 @@ from upsr.diffusion.uncertainty import (
     Residual,
     Variant,
     build_uncertainty,
-    levelled,
     no_analysis,
-    weight_at,
 )
 from upsr.images import to_signed
 from upsr.inference.upscaler import Upscaler
@@ -120,7 +118,7 @@ def test_the_edge_frequency_weight_by_hand():
     """w = b + (1−b)(a E + (1−a) H), a = sigmoid(mix) = ¼."""
     uncertainty = variant("edge_frequency", mix=0.25)
     maps = torch.tensor([[1.0, 0.5, 0.0, 0.2], [0.0, 1.0, 0.0, 0.6]]).view(1, 2, 2, 2)
-    analysis = Analysis(maps, torch.ones(1, 2, 1, 1), maps.mean((2, 3), keepdim=True))
+    analysis = Analysis(maps, torch.ones(1, 2, 1, 1))
     y_up = torch.zeros(1, 3, 2, 2)
     weight = constant(uncertainty.weigher(y_up, y_up, analysis, FRACTIONS))
     assert weight.shape == y_up.shape
@@ -140,34 +138,28 @@ def test_a_picture_gets_noise_where_its_edges_are():
     assert ((weight >= 0.4) & (weight <= 1)).all()
 
 
-@pytest.mark.parametrize("target", [0.0, 0.1, 0.5, 0.9, 1.0])
-def test_a_levelled_map_has_the_mean_asked_for(target: float):
-    share = torch.rand(1, 1, 9, 9, generator=torch.Generator().manual_seed(0))
-    new = levelled(share, share.mean().view(1, 1, 1, 1), torch.full((1, 1, 1, 1), target))
-    assert new.mean().item() == pytest.approx(target, abs=1e-6)
-    assert ((new >= 0) & (new <= 1 + 1e-6)).all()
-    order = share.flatten().argsort()
-    assert (new.flatten()[order].diff() >= -1e-6).all()
-    for flat in (torch.zeros_like(share), torch.ones_like(share)):
-        new = levelled(flat, flat.mean().view(1, 1, 1, 1), torch.full((1, 1, 1, 1), target))
-        assert torch.allclose(new, torch.tensor(target), atol=1e-6)
-
-
-@pytest.mark.parametrize("name", ["edge_frequency", "dynamic"])
-def test_normalised_noise_has_the_residual_variants_energy_whatever_is_learned(name: str):
+@pytest.mark.parametrize("name", ["residual", "edge_frequency", "dynamic"])
+def test_an_inverted_variant_puts_less_noise_where_the_variant_puts_more(name: str):
     y = photograph()
     y_up = to_signed(upsample(y, 4))
     g_y = (y_up + 0.2 * torch.randn(y_up.shape, generator=torch.Generator().manual_seed(0))).clamp(-1, 1)
-    expected = constant(variant("residual").weigher(y_up, g_y, no_analysis(y), FRACTIONS)).mean()
-    uncertainty = variant(name, normalise="mean", mix=0.9)
-    weigh = uncertainty.weigher(y_up, g_y, uncertainty.analyse(y), FRACTIONS)
-    for t in range(T, 0, -1):
-        weight = weigh(t, g_y, g_y)
-        assert weight.mean().item() == pytest.approx(expected.item(), abs=2e-3 if t == T else 1e-5)
-        # so that the mixing cannot save noise: the mean does not move with it
-        slope = torch.autograd.grad(weight.mean(), uncertainty.mix, retain_graph=True)[0]
-        free = torch.autograd.grad((weight * y_up).mean(), uncertainty.mix, retain_graph=True)[0]
-        assert abs(slope.item()) < 0.05 * abs(free.item()) + 1e-6
+    plain, inverted = (variant(name, invert=invert) for invert in (False, True))
+    first, second = (v.weigher(y_up, g_y, v.analyse(y), FRACTIONS)(T, y_up, y_up) for v in (plain, inverted))
+    assert torch.allclose(first + second, torch.tensor(0.4 + 1.0), atol=1e-6)  # W + (1 − W)
+
+
+def test_the_unit_of_the_training_patches_is_the_same_for_every_image():
+    """A nearly flat image has no edges by the unit of the training patches; by its own, its faintest change is one."""
+    uncertainty = variant("edge_frequency", unit="training")
+    patches = photograph(64, 64).unfold(2, 16, 16).unfold(3, 16, 16).reshape(3, 16, 16, 16).transpose(0, 1)
+    uncertainty.calibrate(patches, lambda: torch.tensor(0.3))
+    whole = uncertainty.magnitudes(patches, 1).movedim(0, 1).flatten(1)
+    for unit_, magnitudes in zip(uncertainty.one_unit.flatten(), whole, strict=True):
+        assert (magnitudes <= unit_).float().mean().item() == pytest.approx(0.98, abs=0.01)
+    faint = 0.5 + 0.02 * (photograph(64, 64) - 0.5)
+    assert uncertainty.analyse(faint).maps.mean() < 0.02
+    assert variant("edge_frequency").analyse(faint).maps.mean() > 0.1
+    assert torch.equal(uncertainty.analyse(faint).unit, uncertainty.analyse(photograph()).unit)
 
 
 # Dynamic
@@ -229,37 +221,69 @@ def test_the_weight_is_recomputed_ever_more_often(steps: int, expected: list[int
     assert list(gaps[-30:]) == [10] * 30
 
 
-def test_training_walks_the_weights_that_sampling_finds():
-    """Sampling that knows x0 and starts at the mean of q stays on the means: its weights must be training's."""
-    uncertainty = variant("dynamic", dynamic={"source": "x_t", "smoothing": 0.5, "intervals": [0.05, 0.03, 0.01]})
-    process = build_process(params(diffusion={"steps": T}).diffusion)
-    y = photograph(16, 16).expand(T, -1, -1, -1)
+class Expert(torch.nn.Module):
+    """A network that knows the answer, and counts its calls."""
+
+    def __init__(self, x0: Tensor) -> None:
+        super().__init__()
+        self.x0, self.calls = x0, 0
+
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        self.calls += 1
+        return self.x0[: len(x)]
+
+
+@pytest.mark.parametrize("steps", [5, 60])
+@pytest.mark.parametrize("source", ["x_t", "x0_hat"])
+def test_training_has_the_states_and_weights_of_sampling(source: str, steps: int):
+    """Where the network's answers are right, a rolled-out sample is the sampler's state, at every t."""
+    dynamic = {"source": source, "smoothing": 0.5, "intervals": [0.05, 0.03, 0.01]}
+    p = params(uncertainty={"variant": "dynamic", "dynamic": dynamic}, diffusion={"steps": steps})
+    y = photograph(16, 16)
     y_up = to_signed(upsample(y, 4))
-    x0 = torch.rand(y_up.shape, generator=torch.Generator().manual_seed(0)).mul(2).sub(1)[:1].expand_as(y_up)
-    analysis = uncertainty.analyse(y)
-    found: dict[int, Tensor] = {}
-    weigh = uncertainty.weigher(y_up, y_up, analysis, FRACTIONS)
+    x0 = (y_up + 0.2 * torch.randn(y_up.shape, generator=torch.Generator().manual_seed(1))).clamp(-1, 1)
+    noise = torch.randn(y_up.shape, generator=torch.Generator().manual_seed(2))
+    network = Expert(x0)
+    denoiser = build_denoiser(network, unet=p.unet, diffusion=p.diffusion, uncertainty=p.uncertainty, scale=4)
+    weigh, states = denoiser.weigher(y_up, x0, denoiser.uncertainty.analyse(y)), {}
 
-    def keeping(t: int, x: Tensor, estimate: Tensor) -> Tensor:
-        found[t] = weigh(t, x, estimate)
-        return found[t]
+    def denoise(x: Tensor, t: Tensor, weight: Tensor) -> Tensor:
+        states[int(t)] = x, weight
+        return x0
 
-    t = torch.arange(1, T + 1)  # each sample has its own
-
-    def q_mean(time: int) -> Tensor:
-        return process.q_mean(x0, y_up, torch.full_like(t, time))
-
-    def noise(time: int) -> Tensor:
-        return (q_mean(time) - y_up) / (process.noise_level(torch.full_like(t, time)) * found[time])
-
-    sample(lambda x, t, w: x0, process, y_up, keeping, noise)
-
-    trained = weight_at(
-        uncertainty.weigher(y_up, y_up, analysis, FRACTIONS), uncertainty.times(T), q_mean, x0, y_up, t, T
+    # From x_T with x0's share 1 − η_T, as in training; g(y) is as good as x0, so that looks before the last see it too.
+    noise_at_t = noise + (1 - denoiser.process.eta(torch.tensor([steps]))) * (x0 - y_up) / (
+        denoiser.process.noise_level(torch.tensor([steps])) * weigh(steps, y_up, y_up)
     )
-    for i in range(T):
-        assert torch.allclose(trained[i], found[i + 1][i], atol=1e-4), i
-    assert not torch.allclose(found[5], found[1], atol=0.05)
+    sample(denoise, denoiser.process, y_up, weigh, lambda _: noise_at_t)
+    for t in sorted({1, 2, steps // 2, steps - 1}):
+        for rolled in (False, True):
+            x_t, weight = denoiser.perturb(x0, y, y_up, x0, noise, torch.tensor([t]), torch.tensor([rolled]))
+            assert torch.allclose(weight, states[t][1], atol=2e-3), (t, rolled)
+            assert torch.allclose(x_t, states[t][0], atol=5e-3), (t, rolled)
+    assert not torch.allclose(states[steps][1], states[1][1], atol=0.05)
+    assert network.calls == 4 if steps == 60 else 3
+
+
+@pytest.mark.parametrize("rolled", [False, True])
+@pytest.mark.parametrize("source", ["x_t", "x0_hat"])
+@pytest.mark.parametrize("name", EVERY)
+def test_the_weight_in_training_does_not_know_the_answer(name: str, source: str, rolled: bool):
+    """Another x0 with an ε that gives the same x_T changes no weight at T−1, where only x_T was seen."""
+    p = params(uncertainty={"variant": name, "dynamic": {"source": source}}, diffusion={"steps": T})
+    y = photograph(16, 16)
+    y_up = to_signed(upsample(y, 4))
+    denoiser = build_denoiser(
+        Expert(0.5 * y_up), unet=p.unet, diffusion=p.diffusion, uncertainty=p.uncertainty, scale=4
+    )
+    generator = torch.Generator().manual_seed(0)
+    answers = [(y_up + 0.5 * torch.randn(y_up.shape, generator=generator)).clamp(-1, 1) for _ in range(2)]
+    process, last, flag = denoiser.process, torch.tensor([T]), torch.tensor([rolled])
+    noise = torch.randn(y_up.shape, generator=generator)
+    first = denoiser.perturb(answers[0], y, y_up, y_up, noise, last, torch.tensor([False]))
+    noises = [noise, process.epsilon(first[0], answers[1], y_up, first[1], last)]
+    weights = [denoiser.perturb(x0, y, y_up, y_up, e, last - 1, flag)[1] for x0, e in zip(answers, noises, strict=True)]
+    assert torch.allclose(*weights, atol=1e-3)
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
@@ -295,27 +319,65 @@ def test_states_under_a_dynamic_weight_have_the_forward_marginal(eta: float, pre
 # With the networks
 
 
+def photograph_at(number: int) -> np.ndarray:
+    """One of ten patches of a photograph, (3, 64, 64) uint8."""
+    from skimage.data import astronaut
+
+    top = 40 * number
+    return np.ascontiguousarray(astronaut()[top : top + 64, top : top + 64].transpose(2, 0, 1))
+
+
+def objective_of(p: Params) -> UnetObjective:
+    torch.manual_seed(0)
+    pairs = Pairs(build_degradation(p.degradation, 4), PairPool(0, 1))
+    return UnetObjective(pairs, PerceptualLoss(0, "proper", ""), build_atd(p.atd, 4), 4)
+
+
 def denoiser(p: Params) -> Denoiser:
     torch.manual_seed(0)
     return build_denoiser(build_unet(p.unet, 4), unet=p.unet, diffusion=p.diffusion, uncertainty=p.uncertainty, scale=4)
 
 
 @pytest.mark.parametrize("predict", ["x0", "epsilon"])
-@pytest.mark.parametrize("normalise", ["none", "mean"])
+@pytest.mark.parametrize("normalise", ["none", "energy"])
 @pytest.mark.parametrize(("name", "learned"), [("edge_frequency", True), ("dynamic", True), ("dynamic", False)])
 def test_gradients_reach_the_mixing_weight(name: str, learned: bool, normalise: str, predict: str):
     uncertainty = {"variant": name, "learn_mix": learned, "normalise": normalise}
     p = params(uncertainty=uncertainty, diffusion={"predict": predict, "steps": 3})
-    pairs = Pairs(build_degradation(p.degradation, 4), PairPool(0, 1))
-    objective = UnetObjective(pairs, PerceptualLoss(0, "proper", ""), build_atd(p.atd, 4), 4)
-    network = denoiser(p)
+    objective, network = objective_of(p), denoiser(p)
     hr = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 3, 32, 32), dtype=np.uint8))
+    objective.calibrate(network, hr, 0)
     loss, values = objective.loss(network, *objective.draw(hr, (0, 0)))
     loss.backward()
     mix = network.uncertainty.mix
     assert (mix.grad is not None and mix.grad.item() != 0) is learned
     assert values["mix"].item() == pytest.approx(0.5)
     assert 0.4 <= values["weight"] <= 1
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_variant_has_the_same_noise_energy_whatever_it_learns(name: str):
+    """`normalise: energy`: the mean of (κ_v w)² over images, pixels and timesteps is κ² · `energy`."""
+    p = params(uncertainty={"variant": name, "normalise": "energy", "energy": 0.22}, diffusion={"steps": T})
+    objective = objective_of(p)
+    patches = np.stack([photograph_at(i) for i in range(10)])
+    network = denoiser(p)
+    objective.calibrate(network, torch.from_numpy(patches), 0)
+    for logit in [0.0, 1.5, -1.5] if name in ("edge_frequency", "dynamic") else [0.0]:
+        if logit:
+            with torch.no_grad():
+                network.uncertainty.mix.fill_(logit)
+        lr, hr, _, noise, rolled = objective.draw(torch.from_numpy(patches), (0,))
+        x0, y_up, g_y = objective._images(lr, hr)
+        t = torch.arange(len(hr)) % T + 1
+        weight = network.perturb(x0, lr, y_up, g_y, noise, t, rolled)[1]
+        energy = (network.process.kappa * weight).square().mean() / 2.5**2
+        assert energy.item() == pytest.approx(0.22, rel=0.05 if name == "dynamic" else 0.02), logit
+
+
+def test_an_energy_that_was_not_measured_does_not_pass_for_a_number():
+    p = params(uncertainty={"variant": "residual", "normalise": "energy"})
+    assert torch.isnan(torch.as_tensor(denoiser(p).process.kappa))
 
 
 MAPS = {
@@ -339,14 +401,13 @@ def test_every_variant_upscales_and_shows_its_maps(name: str, tmp_path: Path):
         assert images.read(tmp_path / "out.weights.png").shape[1] > 3 * 96
 
 
-@pytest.mark.parametrize("normalise", ["none", "mean"])
 @pytest.mark.parametrize("name", ["edge_frequency", "dynamic"])
-def test_tiles_take_the_weight_from_the_whole_picture(name: str, normalise: str, tmp_path: Path):
+def test_tiles_take_the_weight_from_the_whole_picture(name: str, tmp_path: Path):
     """A tile in the flat half of a picture must not find edges there because it sees nothing else."""
     y = torch.cat(
         [0.5 + 0.004 * torch.rand(1, 3, 48, 48, generator=torch.Generator().manual_seed(0)), photograph(48, 48)], 3
     )
-    p = params(uncertainty={"variant": name, "normalise": normalise}, diffusion={"steps": 2})
+    p = params(uncertainty={"variant": name}, diffusion={"steps": 2})
     upscaler = Upscaler.from_pretrained(save_model(tmp_path, p))
     whole, tiled = upscaler.upscale(y, tile=96), upscaler.upscale(y, tile=32)
     difference = (whole.maps["weight"] - tiled.maps["weight"]).abs()
@@ -387,7 +448,7 @@ def test_other_files_are_no_detector(tmp_path: Path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"variant": "isotropic", "normalise": "mean"}, "`isotropic` is 1 everywhere"),
+        ({"variant": "isotropic", "invert": True}, "`isotropic` is 1 everywhere"),
         ({"variant": "edge_frequency", "edges": "dexined"}, r"uncertainty\.edge_weights"),
         ({"variant": "edge_frequency", "edges": "dexined", "edge_weights": "no.pth"}, r"no\.pth: no such file"),
         ({"variant": "edge_frequency", "softness": 0.7}, "mean brightness"),

@@ -46,10 +46,11 @@ class Distance(nn.Module):
 
 
 @pytest.fixture
-def batch() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def batch() -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(0)
     hr = torch.rand(T, 3, 16, 16, generator=generator)
-    return F.avg_pool2d(hr, 4), hr, POSITIONS, torch.randn(hr.shape, generator=generator)
+    never = torch.zeros(T, dtype=torch.bool)
+    return F.avg_pool2d(hr, 4), hr, POSITIONS, torch.randn(hr.shape, generator=generator), never
 
 
 def objective() -> UnetObjective:
@@ -57,8 +58,8 @@ def objective() -> UnetObjective:
     return UnetObjective(pairs, Distance(), Auxiliary(), 4)  # type: ignore[arg-type]
 
 
-def test_what_the_network_is_given_and_what_its_answer_costs(batch: tuple[Tensor, Tensor, Tensor, Tensor]):
-    lr, hr, _, noise = batch
+def test_what_the_network_is_given_and_what_its_answer_costs(batch: tuple[Tensor, ...]):
+    lr, hr, _, noise, _ = batch
     answer = torch.full_like(hr, 0.5)
     network = Recorder(answer)
     process = build_process(params(diffusion={"steps": T, "kappa": KAPPA}).diffusion)
@@ -84,13 +85,14 @@ def test_what_the_network_is_given_and_what_its_answer_costs(batch: tuple[Tensor
     assert torch.allclose(network.condition[:, :48], F.pixel_unshuffle(g_y, 4), atol=1e-6)
     assert torch.allclose(network.condition[:, 48:], F.pixel_unshuffle(y_up, 4), atol=1e-6)
     assert loss.item() == pytest.approx((mse + lpips).item(), rel=1e-5)
-    assert logged.keys() == {"mse", "lpips", "weight"}
+    assert logged.keys() == {"mse", "lpips", "weight", "energy"}
+    assert logged["energy"].item() == pytest.approx((weight**2).mean().item(), rel=1e-5)
     assert logged["weight"].item() == pytest.approx(weight.mean().item(), rel=1e-5)
 
 
 def test_every_timestep_is_drawn_equally_often():
     hr = torch.zeros(500, 3, 4, 4, dtype=torch.uint8)
-    _, _, position, _ = objective().draw(hr, (0, 0))
+    _, _, position, *_ = objective().draw(hr, (0, 0))
     counts = ((position * T).long() + 1).bincount(minlength=T + 1)
     assert counts[0] == 0 and len(counts) == T + 1
     assert counts[1:].min() > 70  # 100 expected, with a deviation of 9

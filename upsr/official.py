@@ -29,7 +29,10 @@ DIFFUSION = Diffusion(steps=5, kappa=2.5, min_noise=0.2, sqrt_eta_end=0.99, powe
 UNCERTAINTY = Uncertainty(
     variant="residual",
     floor=0.4,
+    invert=False,
     normalise="none",
+    energy=0.3,
+    lr_scale=1,
     psi_max=0.1,
     channels="rgb",
     # The keys below belong to other variants and are not used.
@@ -38,6 +41,7 @@ UNCERTAINTY = Uncertainty(
     cutoff=0.3,
     softness=0.2,
     percentile=98,
+    unit="image",
     mix=0.5,
     learn_mix=False,
     dynamic=Dynamic(source="x0_hat", smoothing=0.5, intervals=(0.05, 0.03, 0.01)),
@@ -136,7 +140,9 @@ def read_unet(state: State) -> tuple[Unet, int]:
         condition=("sr", "bicubic"),
         lr_size=LR_SIZE if mask is None else math.isqrt(len(mask)) * _window(table),
         branches=1,
-        global_skip=False,
+        skip="none",
+        sigma_data=0.09,  # not used
+        hr_inputs=False,
         official_mask=True,
     )
     return cfg, 4 if "conv_up2.weight" in state else 2

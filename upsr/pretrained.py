@@ -88,7 +88,20 @@ def load_pretrained(path: str | Path) -> Pretrained:
                 parts.setdefault(part, {})[key] = file.get_tensor(name)
     except (SafetensorError, KeyError, json.JSONDecodeError):
         raise CheckpointError(f"{path}: not a weights file of this project: use one that it wrote") from None
-    return Pretrained(path, parts, settings)
+    return Pretrained(path, parts, _completed(settings))
+
+
+def _completed(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a weights file with the keys that did not exist when it was written, at the values they had then."""
+    later: dict[str, dict[str, Any]] = {
+        "unet": {"sigma_data": 0.09, "hr_inputs": False},
+        "uncertainty": {"invert": False, "energy": 0.3, "lr_scale": 1, "unit": "image"},
+    }
+    settings = {k: later.get(k, {}) | v if isinstance(v, dict) else v for k, v in settings.items()}
+    unet = settings.get("unet", {})
+    if "global_skip" in unet:
+        unet["skip"] = "condition" if unet.pop("global_skip") else "none"
+    return settings
 
 
 def bundled() -> list[str]:

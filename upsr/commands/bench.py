@@ -1,37 +1,74 @@
-"""`upsr bench`: how fast this machine prepares and reads training data."""
+"""`upsr bench`: speed of the training data, and whether a denoiser uses what it is given."""
 
 import argparse
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from upsr.commands import new, open_device, positive
+from upsr.commands import model_file, new, open_device, positive
 
 if TYPE_CHECKING:
     from upsr.commands import Commands
 
 
 def add(commands: "Commands") -> None:
-    command = new(commands, "bench", run, "measure how fast training data is prepared and read")
+    command = new(commands, "bench", run, "measure how fast training data is prepared, or how a model denoises")
     command.add_argument(
-        "what", choices=["data", "degrade"], help="data: crop, pack and read images; degrade: make LR batches"
+        "what",
+        choices=["data", "degrade", "chain"],
+        help="data: crop, pack and read images; degrade: make LR batches; chain: quality of x̂0 at every timestep",
     )
     command.add_argument(
-        "--pictures", type=positive, default=20, help="data: number of 2K images, made from the sample photographs"
+        "--pictures",
+        type=positive,
+        default=20,
+        help="data: number of 2K images, made from the sample photographs; chain: number of images",
     )
     command.add_argument("--batch", type=positive, default=16, help="degrade: images of 256x256 per batch")
     command.add_argument("--steps", type=positive, default=20, help="degrade: number of batches")
-    command.add_argument("--device", help="degrade: cpu, cuda, ... (default: a GPU if available, else cpu)")
+    command.add_argument("--model", default="upsr-48", help="chain: a model with a UNet, as for `upsr upscale`")
+    command.add_argument("--benchmark", default="data/benchmarks/holdout", help="chain: benchmark folder with HR")
+    command.add_argument("--side", type=positive, default=64, help="chain: side of the measured centre in LR pixels")
+    command.add_argument("--seed", type=int, default=0, help="chain: seed of the noise")
+    command.add_argument("--weights", type=Path, default="data/metric_weights", help="chain: folder of LPIPS's weights")
+    command.add_argument("-o", "--output", type=Path, help="chain: write a plot to this PNG file")
+    command.add_argument("--device", help="degrade, chain: cpu, cuda, ... (default: a GPU if available, else cpu)")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Prints the figures; leaves no files."""
-    if options.what == "degrade":
-        from upsr.bench.degrade import bench_degrade
+    """Prints the figures; leaves no files but the plot of `chain`."""
+    {"data": _data, "degrade": _degrade, "chain": _chain}[options.what](options)
 
-        bench_degrade(options.batch, options.steps, open_device(options.device))
-        return
+
+def _data(options: argparse.Namespace) -> None:
     from upsr.bench.data import bench_data
 
     with tempfile.TemporaryDirectory(prefix="upsr-bench-") as folder:
         bench_data(Path(folder), options.pictures)
+
+
+def _degrade(options: argparse.Namespace) -> None:
+    from upsr.bench.degrade import bench_degrade
+
+    bench_degrade(options.batch, options.steps, open_device(options.device))
+
+
+def _chain(options: argparse.Namespace) -> None:
+    import torch
+
+    from upsr.bench.chain import measure_chain, plot, report
+    from upsr.data.benchmarks import open_benchmark
+    from upsr.evaluation.metrics import Metrics
+    from upsr.evaluation.protocol import PROTOCOLS
+    from upsr.inference.upscaler import Upscaler
+
+    device = open_device(options.device)
+    upscaler = Upscaler.from_pretrained(model_file(options.model), device=device)
+    metrics = Metrics(["lpips"], options.weights, PROTOCOLS["basicsr"], upscaler.scale, torch.device(device))
+    if metrics.absent:
+        raise ValueError(f"bench chain: lpips is absent: {metrics.absent['lpips']}")
+    pairs = open_benchmark(options.benchmark, upscaler.scale).pairs[: options.pictures]
+    chain = measure_chain(upscaler, pairs, metrics, side=options.side, seed=options.seed)
+    print(report(chain))
+    if options.output:
+        plot(chain, options.output)

@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> None:
         protocol=options.protocol,
         metrics=tuple(options.metrics),
         weights=options.weights,
-        seed=options.seed,
+        seeds=(options.seed,),
         tile=options.tile,
         images=None,
         dtype=options.dtype,

@@ -40,8 +40,10 @@ def run(options: argparse.Namespace) -> None:
     if not source.is_file():
         known = ", ".join(sorted(path.stem for path in SCALES.glob("*.yaml"))) or "none: run it in the project folder"
         raise ValueError(f"{source}: no such scale; available: {known}")
+    if "arms" in (YAML(typ="safe").load(source) or {}):
+        raise ValueError(f"{source}: a study, not a scale: run `make study`")
     yaml = YAML()
-    yaml.preserve_quotes, yaml.width = True, 120
+    yaml.preserve_quotes, yaml.width = True, 4096
     null = "tag:yaml.org,2002:null"
     yaml.representer.add_representer(type(None), lambda representer, _: representer.represent_scalar(null, "null"))
     values = yaml.load(options.params)

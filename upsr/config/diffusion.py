@@ -46,9 +46,16 @@ class Uncertainty(Section):
     edges and high frequencies of y; `dynamic`: the same, recomputed during sampling."""
     floor: Annotated[float, Field(gt=0, lt=1)]
     """b: smallest noise weight; w lies in [b, 1]."""
-    normalise: Literal["none", "mean"]
-    """`mean` scales W of `edge_frequency` and `dynamic`, per image, to the mean of the residual variant's W. This
-    equalises the mean of w, not the noise energy E[w²]."""
+    invert: bool
+    """Use 1 − W for W: less noise where the variant would put more (as arXiv 2410.01540 does at edges)."""
+    normalise: Literal["none", "energy"]
+    """`energy` scales κ, so that each variant has the noise energy of E[w²] = `energy`. Its own E[w²], over all pixels
+    and images, is measured on training pairs."""
+    energy: Annotated[float, Field(gt=0, le=1)]
+    """E[w²] that `normalise: energy` gives every variant, and that the scale of the network's input assumes (the paper:
+    0.3). Without `normalise`, on photographs: `isotropic` 1, `edge_frequency` 0.30, `residual` 0.22."""
+    lr_scale: Annotated[float, Field(gt=0)]
+    """Learning rate of what the variant learns (`mix`), as a multiple of `train_unet.lr`."""
     psi_max: Annotated[float, Field(gt=0)]
     """`residual`: ψ_max, the value of ψ = |ŷ − y↑| / 2 from which w is 1; smaller makes more pixels noisy."""
     channels: Literal["rgb", "gray"]
@@ -62,7 +69,10 @@ class Uncertainty(Section):
     softness: Annotated[float, Field(gt=0)]
     """Width of the high-pass filter's transition, in units of `cutoff`; at most twice `cutoff`."""
     percentile: Annotated[float, Field(gt=0, le=100)]
-    """Percentile of an image's magnitudes that becomes 1 in E and H; larger values are clipped to 1."""
+    """Percentile of the magnitudes that becomes 1 in E and H; larger values are clipped to 1."""
+    unit: Literal["image", "training"]
+    """Where `percentile` is taken: over each image (a training patch differs from the whole photograph), or over the
+    training patches, so that 1 is the same magnitude in training and upscaling."""
     mix: Annotated[float, Field(gt=0, lt=1)]
     """a: share of E in W = a·E + (1−a)·H; the initial value where `learn_mix` is set."""
     learn_mix: bool
@@ -72,9 +82,9 @@ class Uncertainty(Section):
 
     @model_validator(mode="after")
     def _choices_fit(self) -> Self:
-        if self.normalise == "mean" and self.variant == "isotropic":
+        if self.invert and self.variant == "isotropic":
             raise ValueError(
-                "uncertainty.normalise is `mean`, but the weight of `isotropic` is 1 everywhere: set it to none"
+                "uncertainty.invert is true, but the weight of `isotropic` is 1 everywhere: set it to false"
             )
         if self.edges == "dexined" and self.edge_weights is None:
             raise ValueError(

@@ -17,6 +17,9 @@ class Evaluate(Section):
     """Border left out of PSNR and SSIM: `scale` pixels (`basicsr`) or none (`upsr`). Both use Y of 8-bit images."""
     metrics: tuple[str, ...]
     """pyiqa names of the metrics measured besides PSNR and SSIM."""
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    """Seeds of the noise that sampling starts from, independent of the training's `seed`. An image's figures are the
+    means over all seeds; its shown result, and the nightly evaluation, have the first."""
     tile: Positive
     """Side of a tile in LR pixels; larger needs more memory."""
     workers: Positive

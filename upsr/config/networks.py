@@ -76,8 +76,15 @@ class Unet(Section):
     shifted windows."""
     branches: Literal[1, 2]
     """Number of decoders. With 2, one predicts detail and one smooth structure, blended by W = (w−b)/(1−b)."""
-    global_skip: bool
-    """Predict a correction of the first image of `condition`; false predicts the image itself (the paper)."""
+    skip: Literal["none", "condition", "edm"]
+    """What the network corrects. `none`: nothing, its output is the image (the paper); `condition`: the first image of
+    `condition`; `edm`: c·x_t + (1−c)·that image, where c falls from 1 to 0 as the noise grows (arXiv 2206.00364)."""
+    sigma_data: Annotated[float, Field(gt=0)]
+    """`skip: edm`: standard deviation of x0 − ŷ in [-1, 1]; c = 1/2 where the noise κ √η_t w is as large. Light
+    degradation: 0.09; the stronger it is, the larger."""
+    hr_inputs: bool
+    """Feed x_t and the first image of `condition` to the convolutions at HR size too; false only feeds them
+    pixel-unshuffled at LR size (the paper)."""
     official_mask: bool
     """Use the released network's incorrect mask of shifted windows, which its weights need; false uses the correct
     one."""

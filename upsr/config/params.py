@@ -24,7 +24,7 @@ class Params(Section):
     scale: Literal[2, 4]
     """s: upscaling factor per side."""
     data: Data
-    """Training photographs and held-out images (stage `download`)."""
+    """The images of training, validation and the benchmark `holdout` (stage `download`)."""
     crop: Crop
     """Cutting photographs into sub-images (stage `crop`)."""
     pack: Pack
@@ -55,6 +55,15 @@ class Params(Section):
     """Experiments of the sweep flow."""
 
     @model_validator(mode="after")
+    def _validation_images_suffice(self) -> Self:
+        named, asked = len(set(self.data.validation)), self.train.validate_pictures
+        if named < asked:
+            raise ValueError(
+                f"train.validate_pictures is {asked}, but data.validation names {named} images: lower it or name more"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _patches_fit(self) -> Self:
         unet_step = self.scale * 2 ** (len(self.unet.channel_mult) - 1)
         for name, patch, step in (
@@ -77,8 +86,10 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _skip_predicts_an_image(self) -> Self:
-        if self.unet.global_skip and self.diffusion.predict == "epsilon":
-            raise ValueError("unet.global_skip adds an image, but diffusion.predict is `epsilon`: set it to false")
+        if self.unet.skip != "none" and self.diffusion.predict == "epsilon":
+            raise ValueError(
+                f"unet.skip `{self.unet.skip}` adds an image, but diffusion.predict is `epsilon`: set it to none"
+            )
         return self
 
     @model_validator(mode="after")

@@ -12,9 +12,7 @@ from upsr.config import Diffusion, Uncertainty, Unet
 from upsr.diffusion.process import Process, build_process
 from upsr.diffusion.samplers import Weigh
 from upsr.diffusion.schedule import respace
-from upsr.diffusion.uncertainty import Analysis, Variant, build_uncertainty, weight_at
-
-NOISE_SHARE = 0.3  # E[w²], as the released code assumes it when scaling the network's input
+from upsr.diffusion.uncertainty import Analysis, Variant, build_uncertainty
 
 
 def upsample(lr: Tensor, scale: int) -> Tensor:
@@ -27,7 +25,8 @@ class Denoiser(nn.Module):
 
     `times` lists the visited timesteps of the chain, ascending (default: all); t indexes this list. `uncertainty`
     weights the noise and may train with the network. A network with two `branches` also gets W = (w−b)/(1−b), the
-    share of its detail branch.
+    share of its detail branch. The network's input is scaled as if E[w²] were `energy`; `equal_energy` makes it so, by
+    κ_v = κ √(energy / E[w²]) in place of κ.
     """
 
     sqrt_eta: Tensor
@@ -44,6 +43,11 @@ class Denoiser(nn.Module):
         predict: Literal["x0", "epsilon"],
         uncertainty: Variant,
         branches: Literal[1, 2] = 1,
+        skip: Literal["none", "condition", "edm"] = "none",
+        sigma_data: float = 0.09,
+        hr_inputs: bool = False,
+        energy: float = 0.3,
+        equal_energy: bool = False,
         times: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
@@ -53,11 +57,14 @@ class Denoiser(nn.Module):
         self.register_buffer("times", torch.tensor([0, *times]), persistent=False)
         self.fractions = [t / process.steps for t in (0, *times)]
         self.scale, self.images, self.predict, self.branches = scale, tuple(condition), predict, branches
+        self.skip, self.sigma_data, self.hr_inputs = skip, sigma_data, hr_inputs
+        self.energy, self.equal_energy = energy, equal_energy
 
     @property
     def process(self) -> Process:
-        """The chain of the visited timesteps, on the device of the weights."""
-        return Process(self.sqrt_eta, self.kappa)
+        """The chain of the visited timesteps, with the κ of this variant, on the device of the weights."""
+        kappa = self.kappa * (self.energy / self.uncertainty.energy()).sqrt() if self.equal_energy else self.kappa
+        return Process(self.sqrt_eta, kappa)
 
     def condition(self, g_y: Tensor, y_up: Tensor) -> Tensor:
         """g(y) and y↑, (B, 3, H, W), as the network gets them beside x_t: pixel-unshuffled, (B, images·3s², h, w)."""
@@ -65,29 +72,72 @@ class Denoiser(nn.Module):
         return F.pixel_unshuffle(torch.cat([images[name] for name in self.images], dim=1), self.scale)
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Tensor, y_up: Tensor, weight: Tensor) -> Tensor:
-        eta = self.process.eta(t)
-        scaled = x_t / (NOISE_SHARE * self.process.kappa**2 * eta + 0.25).sqrt()
-        inputs = [F.pixel_unshuffle(scaled, self.scale), self.times[t] - 1, condition]
+        process = self.process
+        scaled = x_t / (self.energy * self.kappa**2 * process.eta(t) + 0.25).sqrt()
+        image = F.pixel_shuffle(condition[:, : 3 * self.scale**2], self.scale)  # the first of the condition
+        noise = process.noise_level(t) * weight
+        extra = {}
         if self.branches == 2:
-            inputs.append((weight - self.uncertainty.floor) / (1 - self.uncertainty.floor))  # W of w = b + (1−b) W
-        output = self.network(*inputs).float()
-        if self.predict == "x0":
-            return output
-        return self.process.x0_from_epsilon(x_t, output, y_up, weight, t)
+            extra["detail"] = (weight - self.uncertainty.floor) / (1 - self.uncertainty.floor)  # W of w = b + (1−b) W
+        if self.hr_inputs:  # x_t − ŷ of variance 1, as EDM's c_in makes it
+            extra["hr"] = torch.cat([(x_t - image) / (self.sigma_data**2 + noise**2).sqrt(), image], dim=1)
+        output = self.network(F.pixel_unshuffle(scaled, self.scale), self.times[t] - 1, condition, **extra).float()
+        if self.predict == "epsilon":
+            return process.x0_from_epsilon(x_t, output, y_up, weight, t)
+        match self.skip:
+            case "none":
+                return output
+            case "condition":
+                return image + output
+            case "edm":  # arXiv 2206.00364, table 1: c_skip and c_out, for x0 − ŷ in place of x0
+                share = self.sigma_data**2 / (self.sigma_data**2 + noise**2)
+                return share * x_t + (1 - share) * image + share.sqrt() * noise * output
 
     def weigher(self, y_up: Tensor, g_y: Tensor, analysis: Analysis) -> Weigh:
         """(t, x, x̂0) -> w_t at the visited timesteps, for `samplers.sample`."""
         return self.uncertainty.weigher(y_up, g_y, analysis, self.fractions)
 
-    def weight_at(self, t: Tensor, x0: Tensor, y: Tensor, y_up: Tensor, g_y: Tensor) -> Tensor:
-        """w_t in [b, 1] of each sample in training, (B, 3, H, W); y in [0, 1], the other images in [-1, 1]."""
-        process, steps = self.process, len(self.fractions) - 1
+    def perturb(
+        self, x0: Tensor, y: Tensor, y_up: Tensor, g_y: Tensor, noise: Tensor, t: Tensor, rolled: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """x_t and w_t of each sample in training, (B, 3, H, W), from its noise ε; y is in [0, 1], the rest in [-1, 1].
 
-        def q_mean(timestep: int) -> Tensor:
-            return process.q_mean(x0, y_up, torch.full_like(t, timestep))
-
+        `rolled` (B,) marks samples whose x_t comes from one deterministic step of the sampler, taken by the network
+        from a true x_{t+1}, or from the prior at t = T (DREAM, arXiv 2312.00210). A weight that changes during sampling
+        is walked from T down to t as in sampling: on true x_t, and with g(y) for x̂0, until a rolled sample has its own
+        x̂0. So w_t never depends on x0 but through x_t.
+        """
+        process, steps = self.process, self.process.steps
+        condition, estimate = self.condition(g_y, y_up), g_y.clone()
         weigh = self.weigher(y_up, g_y, self.uncertainty.analyse(y))
-        return weight_at(weigh, self.uncertainty.times(steps), q_mean, x0, y_up, t, steps)
+        # w_t, and w_{t+1} as `above`
+        weight = above = current = weigh(steps, y_up, y_up)
+        pending = rolled & (t < steps)
+
+        def roll(due: Tensor) -> None:
+            """Replaces `estimate` by the network's x̂0 of x_{t+1}, weighted by `above`."""
+            if due.any():
+                x = process.q_sample(x0[due], y_up[due], above[due], noise[due], t[due] + 1)
+                with torch.no_grad():
+                    estimate[due] = self(x, t[due] + 1, condition[due], y_up[due], above[due])
+
+        for look in self.uncertainty.times(steps):
+            if look < t.min():
+                break
+            roll(pending & (t == look))
+            x = process.q_sample(x0, y_up, current, noise, torch.full_like(t, look + 1))
+            current = weigh(look, x, estimate)
+            pick = t.view(-1, 1, 1, 1)
+            above, weight = torch.where(pick < look, current, above), torch.where(pick <= look, current, weight)
+            pending = pending & (t != look)
+        roll(pending)
+        # x_t: a rolled sample starts from x̂0 in place of x0, and from y↑ at t = T
+        rolled, last = rolled.view(-1, 1, 1, 1), (t == steps).view(-1, 1, 1, 1)
+        start = torch.where(rolled, torch.where(last, y_up, estimate), x0)
+        up = (t + 1).clamp(max=steps)
+        x = process.q_sample(x0, y_up, above, noise, up)
+        noise = torch.where(rolled & ~last, process.epsilon(x, start, y_up, above, up), noise)
+        return process.q_sample(start, y_up, weight, noise, t), weight
 
     def loss_weight(self, t: Tensor, weight: Tensor) -> Tensor:
         """The weight of x̂0's squared error, of `weight`'s shape (B, 3, H, W).
@@ -129,5 +179,10 @@ def build_denoiser(
         predict=diffusion.predict,
         uncertainty=build_uncertainty(uncertainty),
         branches=unet.branches,
+        skip=unet.skip,
+        sigma_data=unet.sigma_data,
+        hr_inputs=unet.hr_inputs,
+        energy=uncertainty.energy,
+        equal_energy=uncertainty.normalise == "energy",
         times=respace(diffusion.steps, steps or diffusion.steps),
     )

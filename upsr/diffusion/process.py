@@ -15,7 +15,8 @@ class Process:
 
     sqrt_eta: Tensor
     """(T+1,) √η_0 … √η_T, η_0 = 0."""
-    kappa: float
+    kappa: float | Tensor
+    """κ, a number or a scalar."""
 
     @property
     def steps(self) -> int:
@@ -44,7 +45,7 @@ class Process:
 
     def prior(self, y_up: Tensor, weight: Tensor, noise: Tensor) -> Tensor:
         """x_T = y↑ + κ √η_T · w ⊙ ε."""
-        return y_up + (self.kappa * self.sqrt_eta[-1]).float() * weight * noise
+        return y_up + (self.sqrt_eta[-1] * self.kappa).float() * weight * noise
 
     def posterior(self, x_t: Tensor, x0: Tensor, weight: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Mean η_{t−1}/η_t · x_t + α_t/η_t · x0 and variance κ² w² · η_{t−1}/η_t · α_t of q(x_{t−1} | x_t, x0, y)."""

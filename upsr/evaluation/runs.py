@@ -1,9 +1,10 @@
 """An evaluation run: models on the images of benchmarks, in one process or several."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Literal
 
 import torch
@@ -64,7 +65,8 @@ class EvaluationRun:
     metrics: tuple[str, ...]
     weights: Path
     """Folder of the metrics' weights."""
-    seed: int
+    seeds: tuple[int, ...]
+    """Seeds of the sampler's noise. An image's values are the means over them; its kept result has the first."""
     tile: int
     images: Path | None
     """Folder for results and maps, as BENCHMARK/IMAGE/MODEL.png; None: do not keep them."""
@@ -86,12 +88,13 @@ class EvaluationRun:
 
     def _measure(self, metrics: Metrics, upscalers: dict[str, Upscaler | None], job: Job) -> Result:
         upscaler, latest = upscalers[job.model], None
+        seeds = self.seeds if upscaler and upscaler.diffuser else self.seeds[:1]
 
-        def upscale(lr: Tensor, number: int) -> Tensor:
+        def upscale(seed: int, lr: Tensor, number: int) -> Tensor:
             nonlocal latest
             if upscaler is None:
                 return bicubic(lr, self.scale)
-            latest = upscaler.upscale(lr, seed=self.seed + number, tile=self.tile)
+            latest = upscaler.upscale(lr, seed=seed + number, tile=self.tile)
             return latest.image
 
         def keep(lr: Tensor, sr: Tensor, hr: Tensor | None) -> None:
@@ -99,9 +102,22 @@ class EvaluationRun:
                 mapped = latest if upscaler and upscaler.diffuser else None
                 _keep_images(self.images / job.benchmark / job.pair.name, {"lr": lr, job.model: sr, "hr": hr}, mapped)
 
-        row, failed = measure(upscale, job.pair, self.scale, metrics, keep)
+        measured = [
+            measure(partial(upscale, seed), job.pair, self.scale, metrics, None if i else keep)
+            for i, seed in enumerate(seeds)
+        ]
         keys = {"benchmark": job.benchmark, "model": job.model}
-        return Result(keys | row if row else None, [keys | f for f in failed], metrics.absent)
+        row, failed = mean_row([row for row, _ in measured]), [keys | f for _, own in measured for f in own]
+        return Result(keys | row if row else None, failed, metrics.absent)
+
+
+def mean_row(rows: Sequence[Row | None]) -> Row | None:
+    """One image's values as means over its samples: only those that every sample has. None if a sample failed."""
+    found = [row for row in rows if row is not None]
+    if len(found) < len(rows):
+        return None
+    common = [name for name in found[0] if all(name in row for row in found)]
+    return {name: found[0][name] if name == "picture" else fmean(row[name] for row in found) for name in common}
 
 
 def _keep_images(folder: Path, results: dict[str, Tensor | None], mapped: Upscaled | None) -> None:

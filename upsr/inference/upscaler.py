@@ -16,7 +16,7 @@ from upsr.diffusion.denoiser import build_denoiser, upsample
 from upsr.diffusion.diffuser import Diffuser
 from upsr.diffusion.noise import field
 from upsr.diffusion.uncertainty import Analysis, enlarged
-from upsr.images import pad_to, resize, round8, to_image, to_signed, to_tensor
+from upsr.images import pad_to, resize, round8, to_image, to_tensor
 from upsr.inference.tiling import Fields, blend, join
 from upsr.models.atd import ATD, build_atd
 from upsr.models.unet import build_unet
@@ -128,7 +128,9 @@ class Upscaler:
         overlap = min(OVERLAP, tile // 4)
         if self.diffuser is None:
             return blend({"lr": lr}, lambda part, *_: self._tile(part), scale=self.scale, tile=tile, overlap=overlap)
-        diffuser, analysis = self.diffuser, self._analyse(self.diffuser, lr, tile, overlap)
+        diffuser = self.diffuser
+        with torch.inference_mode():
+            analysis = diffuser.analyse(lr.to(self.device))  # of the whole image
 
         def run(part: Fields, top: int, left: int) -> Fields:
             return self._diffused_tile(
@@ -137,22 +139,6 @@ class Upscaler:
 
         inputs = {"lr": lr, "analysis": analysis.maps.cpu()}
         return blend(inputs, run, scale=self.scale, tile=tile, overlap=overlap)
-
-    @torch.inference_mode()
-    def _analyse(self, diffuser: Diffuser, lr: Tensor, tile: int, overlap: int) -> Analysis:
-        """Maps and means of the whole image. With `normalise: mean`, g runs over it once more for the mean of W."""
-        analysis, reference = diffuser.analyse(lr.to(self.device)), diffuser.denoiser.uncertainty.reference
-        if reference is None:
-            return analysis
-
-        def share(part: Fields, top: int, left: int) -> Fields:
-            y_up, sr = self._auxiliary(part["lr"], diffuser.multiple)
-            height, width = (side * self.scale for side in part["lr"].shape[2:])
-            share = reference.share(to_signed(y_up), to_signed(sr)).mean(1, keepdim=True)
-            return {"share": share[:, :, :height, :width]}
-
-        bands = [band for _, band in blend({"lr": lr}, share, scale=self.scale, tile=tile, overlap=overlap)]
-        return analysis._replace(share=join(bands)["share"].mean().view(1, 1, 1, 1).to(self.device))
 
     def _precision(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext()

@@ -86,6 +86,7 @@ class Decoder(nn.Module):
         scale: int,
         res_blocks: int,
         tail_dim: int,
+        hr_images: int,
         residual: Callable[[int, int], ResBlock],
         swin: Callable[[int, int], SwinStage],
     ) -> None:
@@ -109,16 +110,20 @@ class Decoder(nn.Module):
         self.conv_up1 = nn.Conv2d(tail_dim, tail_dim, 3, padding=1)
         if scale == 4:
             self.conv_up2 = nn.Conv2d(tail_dim, tail_dim, 3, padding=1)
-        self.conv_hr = nn.Conv2d(tail_dim, tail_dim, 3, padding=1)
+        self.conv_hr = nn.Conv2d(tail_dim + 3 * hr_images, tail_dim, 3, padding=1)
         self.conv_last = nn.Conv2d(tail_dim, 3, 3, padding=1)
 
-    def decode(self, h: Tensor, skips: Sequence[Tensor], embedding: Tensor) -> Tensor:
-        """Features of the middle block and skip features, the last one used first -> (B, 3, s·h, s·w)."""
+    def decode(self, h: Tensor, skips: Sequence[Tensor], embedding: Tensor, hr: Tensor | None) -> Tensor:
+        """Features of the middle block and skip features, the last one used first -> (B, 3, s·h, s·w).
+
+        `hr`, (B, 3 · `hr_images`, s·h, s·w), is None for a decoder without images at HR size.
+        """
         for block, skip in zip(self.output_blocks, reversed(skips), strict=True):
             h = block(torch.cat([h, skip], dim=1), embedding)
         h = self.conv_before_upsample(h)
         for conv in [self.conv_up1, self.conv_up2] if self.scale == 4 else [self.conv_up1]:
             h = F.leaky_relu(conv(F.interpolate(h, scale_factor=2, mode="nearest")), 0.2)
+        h = h if hr is None else torch.cat([h, hr.to(h.dtype)], dim=1)
         return self.conv_last(F.leaky_relu(self.conv_hr(h), 0.2))
 
 
@@ -133,8 +138,8 @@ class UNet(Decoder):
 
     `lr_size` (official: 64) decides where windows are shifted: not at levels where an LR patch of that side fits one
     window. `official_mask`: see `windows.attention_mask`. With two `branches`, a second decoder, `smooth`,
-    makes smooth structure; the decoder with the official names makes detail and texture. With `global_skip` (VDSR's
-    residual learning, CVPR 2016), the output is the condition's first image plus a correction that starts at zero.
+    makes smooth structure; the decoder with the official names makes detail and texture. With `hr_inputs`, the last
+    convolutions also see two images at HR size. With `zero_init`, the output starts at zero.
     """
 
     def __init__(
@@ -154,7 +159,8 @@ class UNet(Decoder):
         lr_size: int = 64,
         official_mask: bool = False,
         branches: int = 1,
-        global_skip: bool = False,
+        hr_inputs: bool = False,
+        zero_init: bool = False,
     ) -> None:
         def residual(channels: int, out_channels: int) -> ResBlock:
             return ResBlock(channels, out_channels, 4 * dim)
@@ -178,6 +184,7 @@ class UNet(Decoder):
             "scale": scale,
             "res_blocks": res_blocks,
             "tail_dim": tail_dim,
+            "hr_images": 2 if hr_inputs else 0,
             "residual": residual,
             "swin": swin,
         }
@@ -197,19 +204,21 @@ class UNet(Decoder):
             if level < len(widths) - 1:
                 self.input_blocks.append(Block(Downsample(channels)))
 
-        # middle block, second decoder, global skip
+        # middle block, second decoder
         middle = swin(channels, len(widths) - 1)
         self.middle_block = Block(residual(channels, channels), middle, residual(channels, channels))
         self.smooth = Decoder(**decoder) if branches == 2 else None
-        self.global_skip = global_skip
-        for last in [d.conv_last for d in (self, self.smooth) if d is not None] if global_skip else []:
+        for last in [d.conv_last for d in (self, self.smooth) if d is not None] if zero_init else []:
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)  # type: ignore[arg-type]
 
-    def forward(self, x: Tensor, t: Tensor, condition: Tensor, detail: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, condition: Tensor, detail: Tensor | None = None, hr: Tensor | None = None
+    ) -> Tensor:
         """x (B, 3s², h, w) scaled, t (B,) from 0, condition (B, images·3s², h, w) -> (B, 3, s·h, s·w).
 
-        `detail` is W in [0, 1], (B, 1 or 3, s·h, s·w): two branches return W ⊙ detail + (1−W) ⊙ smooth.
+        `detail` is W in [0, 1], (B, 1 or 3, s·h, s·w): two branches return W ⊙ detail + (1−W) ⊙ smooth. `hr`,
+        (B, 6, s·h, s·w), is what the last convolutions see with `hr_inputs`.
         """
         embedding = self.time_embed(timestep_embedding(t, self.dim))
         h = torch.cat([x, condition], dim=1)
@@ -218,15 +227,18 @@ class UNet(Decoder):
             h = block(h, embedding)
             skips.append(h)
         h = self.middle_block(h, embedding)
-        out = self.decode(h, skips, embedding)
+        out = self.decode(h, skips, embedding, hr)
         if self.smooth is not None:
             assert detail is not None
-            out = detail * out + (1 - detail) * self.smooth.decode(h, skips, embedding)
-        if self.global_skip:
-            out = out + F.pixel_shuffle(condition[:, : 3 * self.scale**2], self.scale)
+            out = detail * out + (1 - detail) * self.smooth.decode(h, skips, embedding, hr)
         return out
 
 
 def build_unet(cfg: Unet, scale: int) -> UNet:
     """An untrained network from the config section `unet`."""
-    return UNet(scale=scale, condition_images=len(cfg.condition), **cfg.model_dump(exclude={"condition"}))
+    return UNet(
+        scale=scale,
+        condition_images=len(cfg.condition),
+        zero_init=cfg.skip != "none",
+        **cfg.model_dump(exclude={"condition", "skip", "sigma_data"}),
+    )

@@ -33,11 +33,13 @@ def initialise(
     scale: int,
     init: str,
     widen: Callable[[State, nn.Module], State],
+    variant: str | None = None,
 ) -> None:
     """Loads the part `name` of `init`'s weights file into a network, if there is a file and it has that part.
 
     `widen` makes weights for a network 2, 3, ... times as wide. A network that the bundled weights do not fit trains
-    from scratch for `starter`. Raises `CheckpointError` where another file does not fit, is missing or is foreign.
+    from scratch for `starter`. If the file was trained with another uncertainty than `variant`, the printed line names
+    both. Raises `CheckpointError` where another file does not fit, is missing or is foreign.
     """
     path = initial_weights(name, cfg.dim, init)
     if path is None:
@@ -51,6 +53,8 @@ def initialise(
     found = {k: v for k, v in file.settings[name].items() if k not in ATD_TRAINING_KEYS}
     narrow = found["dim"]
     found |= {"dim": cfg.dim} if cfg.dim % narrow == 0 else {}
+    if found.get("skip") != "edm":  # without it, `sigma_data` has no effect
+        found |= {"sigma_data": wanted[name].get("sigma_data")} if name == "unet" else {}
     wrong = differences({"scale": file.scale, name: found}, wanted)
     if wrong and init == "starter":
         print(f"{name}: trains from scratch: the bundled weights do not fit ({'; '.join(wrong)})", flush=True)
@@ -60,4 +64,8 @@ def initialise(
     # load, widened where needed
     weights = dict(file.parts[name])
     network.load_state_dict(weights if cfg.dim == narrow else widen(weights, network))
-    print(f"{name}: starts from {path}" + f", widened from {narrow} to {cfg.dim}" * (cfg.dim != narrow), flush=True)
+    notes = [f"widened from {narrow} to {cfg.dim}"] if cfg.dim != narrow else []
+    before = file.settings.get("uncertainty", {}).get("variant")
+    if variant not in (None, before):
+        notes.append(f"trained with `{before}` noise, this run's is `{variant}`: compare only runs with the same start")
+    print(", ".join([f"{name}: starts from {path}", *notes]), flush=True)

@@ -1,6 +1,6 @@
 """The training loop: one function, in chronological order, for both networks."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -46,11 +46,13 @@ def fit(
     save: checkpoints.Save,
     report: Callable[[int, dict[str, float]], None],
     preview: Callable[[int, nn.Module], None],
+    lr_scales: Mapping[str, float] | None = None,
 ) -> nn.Module:
     """Trains `network`, writes the best checkpoint's weights to `folder`, and returns the last moving average.
 
     A run that is stopped and started again ends with the same weights, bit for bit on the CPU: all randomness is a
     function of (seed, step, sample), and `folder` holds the state. `identity` names the run that a state belongs to.
+    `lr_scales`: multiples of the learning rate, by the first part of a weight's name (other weights: 1).
     SIGTERM and SIGINT save the state and exit. Only the main process writes; all read, so machines share `folder`.
     Raises `TrainingError` for a state of another run, differing states, or `max_bad_steps` non-finite steps in a row.
     """
@@ -66,7 +68,7 @@ def fit(
     if train.checkpointing:
         recompute_activations(network)
     adam = torch.optim.AdamW(
-        network.parameters(), lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True
+        _groups(network, lr_scales or {}), recipe.lr, recipe.betas, weight_decay=recipe.weight_decay, fused=True
     )
     weights = network  # the bare network, without the wrappers of Accelerate and torch.compile
     network, optimizer = accelerator.prepare(network, adam)
@@ -141,7 +143,7 @@ def fit(
             norm = accelerator.clip_grad_norm_(network.parameters(), recipe.clip)
             bad, rate = ~torch.isfinite(norm), rates[record.good][0]
             for group in adam.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group["scale"]
             if accelerator.scaler is None:  # the scaler of fp16 sets it
                 adam.found_inf = bad.float()  # type: ignore[attr-defined]
             optimizer.step()
@@ -179,6 +181,14 @@ def fit(
         print(f"the model is the checkpoint of step {checkpoints.publish(folder, rows)}", flush=True)
     accelerator.wait_for_everyone()
     return ema.network
+
+
+def _groups(network: nn.Module, scales: Mapping[str, float]) -> list[dict[str, Any]]:
+    """The optimizer's groups of weights, one for each learning rate, with its multiple as `scale`."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, weight in network.named_parameters():
+        groups.setdefault(scales.get(name.partition(".")[0], 1.0), []).append(weight)
+    return [{"params": weights, "scale": scale} for scale, weights in groups.items()]
 
 
 def _check_same_start(start: int, folder: Path) -> None:

@@ -15,35 +15,73 @@ from upsr.training.perceptual import PerceptualLoss
 
 
 class UnetObjective(nn.Module):
-    """MSE(x̂0, x0) + λ · LPIPS(x̂0, x0)."""
+    """MSE(x̂0, x0) + λ · LPIPS(x̂0, x0).
 
-    def __init__(self, pairs: Pairs, perceptual: PerceptualLoss, atd: nn.Module, scale: int) -> None:
+    `rollout`: share of samples whose x_t the network makes itself (`Denoiser.perturb`). `lpips_share`: share of a
+    micro-batch, at least one sample, that LPIPS is the mean of.
+    """
+
+    def __init__(
+        self,
+        pairs: Pairs,
+        perceptual: PerceptualLoss,
+        atd: nn.Module,
+        scale: int,
+        *,
+        rollout: float = 0,
+        lpips_share: float = 1,
+    ) -> None:
         super().__init__()
         self.pairs, self.perceptual, self.scale = pairs, perceptual, scale
+        self.rollout, self.lpips_share = rollout, lpips_share
         self.atd = atd.eval().requires_grad_(False)
 
     @torch.no_grad()
     def draw(self, hr: Tensor, seed: Sequence[int], first: int = 0) -> tuple[Tensor, ...]:
-        """(B, 3, P, P) uint8 -> LR and HR in [0, 1], positions on the chain (B,) in [0, 1), noise fields (B, 3, P, P).
+        """(B, 3, P, P) uint8 -> LR and HR in [0, 1], positions on the chain (B,) in [0, 1), noise fields (B, 3, P, P),
+        and which samples are rolled out (B,).
 
-        `seed` and `first` as in `Pairs`. Each sample has its own position and noise field.
+        `seed` and `first` as in `Pairs`. Each sample has its own position, noise field and chance.
         """
         lr, hr = self.pairs(hr, seed, first)
         fields = Draws((*seed, 1), first, len(hr), hr.device).fields
         noise = torch.stack([torch.randn(hr.shape[1:], generator=own, device=hr.device) for own in fields])
         position = torch.stack([torch.rand((), generator=own, device=hr.device) for own in fields])
-        return lr, hr, position, noise
+        rolled = torch.stack([torch.rand((), generator=own, device=hr.device) for own in fields]) < self.rollout
+        return lr, hr, position, noise, rolled
 
-    def loss(self, denoiser: nn.Module, lr: Tensor, hr: Tensor, position: Tensor, noise: Tensor) -> Loss:
-        """Logs `mse` and `lpips` (both weighted), `weight` (the mean of w), and what the uncertainty variant logs."""
+    def loss(
+        self, denoiser: nn.Module, lr: Tensor, hr: Tensor, position: Tensor, noise: Tensor, rolled: Tensor
+    ) -> Loss:
+        """Logs `mse` and `lpips` (weighted), `weight` and `energy` (means of w and w²), and what the variant logs."""
         bare = cast(Denoiser, getattr(denoiser, "module", denoiser))  # DDP forwards calls, not attributes
-        with torch.no_grad():
-            sr = self.atd(lr).float()
-        x0, g_y, y_up = to_signed(hr), to_signed(sr), to_signed(upsample(lr, self.scale))
+        x0, y_up, g_y = self._images(lr, hr)
         t = (position * bare.process.steps).long() + 1
-        weight = bare.weight_at(t, x0, lr, y_up, g_y)
-        x_t = bare.process.q_sample(x0, y_up, weight, noise, t)
+        x_t, weight = bare.perturb(x0, lr, y_up, g_y, noise, t, rolled)
         estimate = denoiser(x_t, t, bare.condition(g_y, y_up), y_up, weight)
         mse = (bare.loss_weight(t, weight) * (estimate - x0) ** 2).mean()
-        lpips = (bare.perceptual_weight(t) * self.perceptual(estimate.clamp(-1, 1), x0)).mean()
-        return mse + lpips, {"mse": mse, "lpips": lpips, "weight": weight.mean(), **bare.uncertainty.logged()}
+        n = max(1, round(self.lpips_share * len(hr)))
+        lpips = (bare.perceptual_weight(t[:n]) * self.perceptual(estimate[:n].clamp(-1, 1), x0[:n])).mean()
+        values = {"mse": mse, "lpips": lpips, "weight": weight.mean(), "energy": weight.square().mean()}
+        return mse + lpips, values | bare.uncertainty.logged()
+
+    @torch.no_grad()
+    def calibrate(self, denoiser: Denoiser, hr: Tensor, seed: int) -> None:
+        """Shows the uncertainty variant training images before training starts; `hr` is (B, 3, P, P) uint8."""
+        hr = self.pairs.degrade.target(hr.float() / 255)
+        lr = self.pairs.degrade(hr, (seed,))
+        x0, y_up, g_y = self._images(lr, hr)
+        noise = torch.randn(hr.shape, generator=torch.Generator().manual_seed(seed)).to(hr.device)
+        never = torch.zeros(len(hr), dtype=torch.bool, device=hr.device)
+
+        t = torch.linspace(1, denoiser.process.steps, len(hr), device=hr.device).round().long()
+
+        def energy() -> Tensor:
+            return denoiser.perturb(x0, lr, y_up, g_y, noise, t, never)[1].square().mean()
+
+        denoiser.uncertainty.calibrate(lr, energy)
+
+    @torch.no_grad()
+    def _images(self, lr: Tensor, hr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(x0, y↑, g(y)) in [-1, 1] of LR and HR in [0, 1]."""
+        return to_signed(hr), to_signed(upsample(lr, self.scale)), to_signed(self.atd(lr).float())

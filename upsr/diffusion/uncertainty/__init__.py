@@ -5,9 +5,9 @@ settings name. docs/extending.md adds a variant, step by step.
 """
 
 from upsr.diffusion.uncertainty.build import build_uncertainty, load_edge_detector
-from upsr.diffusion.uncertainty.contract import Analysis, Variant, enlarged, no_analysis, weight_at
+from upsr.diffusion.uncertainty.contract import Analysis, Measured, Variant, enlarged, no_analysis
 from upsr.diffusion.uncertainty.dynamic import Dynamic
-from upsr.diffusion.uncertainty.edge_frequency import EdgeFrequency, levelled
+from upsr.diffusion.uncertainty.edge_frequency import EdgeFrequency
 from upsr.diffusion.uncertainty.isotropic import Isotropic
 from upsr.diffusion.uncertainty.residual import Residual
 
@@ -16,12 +16,11 @@ __all__ = [
     "Dynamic",
     "EdgeFrequency",
     "Isotropic",
+    "Measured",
     "Residual",
     "Variant",
     "build_uncertainty",
     "enlarged",
-    "levelled",
     "load_edge_detector",
     "no_analysis",
-    "weight_at",
 ]

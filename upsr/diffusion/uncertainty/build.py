@@ -18,27 +18,31 @@ def build_uncertainty(cfg: Uncertainty) -> Variant:
         case "isotropic":
             return Isotropic()
         case "residual":
-            return _residual(cfg)
+            return Residual(
+                cfg.floor,
+                cfg.psi_max,
+                gray=cfg.channels == "gray",
+                invert=cfg.invert,
+                measured=cfg.normalise == "energy",
+            )
         case "edge_frequency":
             return _edge_frequency(cfg)
         case "dynamic":
             return Dynamic(_edge_frequency(cfg), **dict(cfg.dynamic))
 
 
-def _residual(cfg: Uncertainty) -> Residual:
-    return Residual(cfg.floor, cfg.psi_max, gray=cfg.channels == "gray")
-
-
 def _edge_frequency(cfg: Uncertainty) -> EdgeFrequency:
     return EdgeFrequency(
         sobel if cfg.edges == "sobel" else LearnedEdges(),
         floor=cfg.floor,
+        invert=cfg.invert,
         cutoff=cfg.cutoff,
         softness=cfg.softness,
         percentile=cfg.percentile,
         mix=cfg.mix,
         learn_mix=cfg.learn_mix,
-        reference=_residual(cfg) if cfg.normalise == "mean" else None,
+        one_unit=cfg.unit == "training",
+        measured=cfg.normalise == "energy",
     )
 
 

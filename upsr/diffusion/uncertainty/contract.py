@@ -12,24 +12,12 @@ from upsr.diffusion.samplers import Weigh
 
 
 class Analysis(NamedTuple):
-    """What a variant reads from the LR image before sampling. `unit`, `mean` and `share` describe the whole image."""
+    """What a variant reads from the LR image before sampling."""
 
     maps: Tensor
     """(B, K, h, w) in [0, 1], on y's grid or a tile of it: E and H, or none (K = 0)."""
     unit: Tensor
-    """(B, K, 1, 1): the magnitude that is 1 in each map."""
-    mean: Tensor
-    """(B, K, 1, 1): the mean of each map."""
-    share: Tensor | None = None
-    """(B, 1, 1, 1): the mean of the residual variant's W. None: computed from g(y) when needed."""
-
-
-class Reference(Protocol):
-    """A variant whose mean W another variant's W can be given."""
-
-    def share(self, y_up: Tensor, g_y: Tensor) -> Tensor:
-        """W, (B, 3, H, W) in [0, 1]; y↑ and g(y) are in [-1, 1]."""
-        ...
+    """(B, K, 1, 1): the magnitude that is 1 in each map, the same for all tiles of an image."""
 
 
 class Variant(Protocol):
@@ -38,11 +26,6 @@ class Variant(Protocol):
     @property
     def floor(self) -> float:
         """b: the smallest weight. W = (w−b)/(1−b) is displayed, and mixes the branches of a two-branch UNet."""
-        ...
-
-    @property
-    def reference(self) -> Reference | None:
-        """The variant whose mean W this variant's W must have; None if W may have any mean."""
         ...
 
     @property
@@ -65,6 +48,17 @@ class Variant(Protocol):
         """The timesteps below T, descending, at which the weight changes; empty for a constant weight."""
         ...
 
+    def calibrate(self, y: Tensor, energy: Callable[[], Tensor]) -> None:
+        """Stores what the variant needs to know about training images, before training starts.
+
+        y: LR patches, (B, 3, h, w) in [0, 1]. `energy()` measures E[w²] of the variant as it is when called.
+        """
+        ...
+
+    def energy(self) -> Tensor:
+        """E[w²] over pixels and images, a scalar: measured by `calibrate`, and NaN before."""
+        ...
+
     def logged(self) -> dict[str, Tensor]:
         """What training logs beside its losses: scalars by name, on the device."""
         ...
@@ -75,9 +69,26 @@ class Variant(Protocol):
     def modules(self) -> Iterator[nn.Module]: ...
 
 
+class Measured(nn.Module):
+    """The part of a variant that knows its E[w²]: if `measured`, `calibrate` stores it, and the weights file has it."""
+
+    measured: Tensor | None
+
+    def __init__(self, measured: bool) -> None:
+        super().__init__()
+        self.register_buffer("measured", torch.tensor(torch.nan) if measured else None)
+
+    def calibrate(self, y: Tensor, energy: Callable[[], Tensor]) -> None:
+        if self.measured is not None:
+            self.measured.copy_(energy())
+
+    def energy(self) -> Tensor:
+        return torch.tensor(torch.nan) if self.measured is None else self.measured
+
+
 def no_analysis(y: Tensor) -> Analysis:
     """The analysis of a variant that reads nothing from y: no maps (K = 0)."""
-    return Analysis(y[:, :0], y[:, :0, :1, :1], y[:, :0, :1, :1])
+    return Analysis(y[:, :0], y[:, :0, :1, :1])
 
 
 def enlarged(maps: Tensor, y_up: Tensor) -> Tensor:
@@ -85,17 +96,3 @@ def enlarged(maps: Tensor, y_up: Tensor) -> Tensor:
     if maps.shape[1] == 0:  # torch does not resize zero channels
         return y_up[:, :0]
     return F.interpolate(maps, y_up.shape[2:], mode="bilinear", align_corners=False)
-
-
-def weight_at(
-    weigh: Weigh, times: Sequence[int], q_mean: Callable[[int], Tensor], x0: Tensor, y_up: Tensor, t: Tensor, steps: int
-) -> Tensor:
-    """w_t for each sample's t (B,), as in sampling: `weigh` is called at T = `steps`, then at `times`, descending.
-
-    `q_mean(t)`, the mean of q(x_t | x0, y), stands in for x_t: x_t itself would need w, the mean does not.
-    """
-    weight = weigh(steps, y_up, y_up)
-    for timestep in times:
-        new = weigh(timestep, q_mean(timestep + 1), x0)
-        weight = torch.where(t.view(-1, 1, 1, 1) <= timestep, new, weight)
-    return weight

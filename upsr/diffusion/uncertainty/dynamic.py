@@ -1,28 +1,28 @@
 """Edges and high frequencies, recomputed during sampling."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch.nn as nn
 from torch import Tensor
 
 from upsr.diffusion.samplers import Weigh
-from upsr.diffusion.uncertainty.contract import Analysis, Reference, enlarged
+from upsr.diffusion.uncertainty.contract import Analysis, enlarged
 from upsr.diffusion.uncertainty.edge_frequency import EdgeFrequency
 from upsr.images import to_unit
+
+ROUNDS = 3  # E[w²] depends on x_t, and x_t on E[w²]: each round comes closer
 
 
 class Dynamic(nn.Module):
     """`EdgeFrequency`, recomputed during sampling from M_t = p_t · x + (1−p_t) · y↑ with p_t = 1 − t/T.
 
-    x is the current image: x_t, or its clean estimate x̂0 (x0 itself in training). E and H keep y's units and are
-    smoothed: maps ← λ·maps + (1−λ)·new. At t = T, p is 0, so the first weight is y's own. `intervals` says how often
-    W is recomputed in each third of the chain, as shares of its length (default: 5 %, 3 %, 1 %). To give W the
-    reference's mean, it is measured on the tile, not on the whole image.
+    x is the current image: x_t, or its clean estimate x̂0. E and H keep y's units and are smoothed:
+    maps ← λ·maps + (1−λ)·new. At t = T, p is 0, so the first weight is y's own. `intervals` says how often W is
+    recomputed in each third of the chain, as shares of its length (default: 5 %, 3 %, 1 %).
     """
 
     map_names = EdgeFrequency.map_names
-    reference: Reference | None
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class Dynamic(nn.Module):
     ) -> None:
         super().__init__()
         self.base, self.source, self.smoothing, self.intervals = base, source, smoothing, intervals
-        self.floor, self.reference = base.floor, base.reference
+        self.floor = base.floor
 
     @property
     def mix(self) -> Tensor:
@@ -55,11 +55,10 @@ class Dynamic(nn.Module):
         return found
 
     def weigher(self, y_up: Tensor, g_y: Tensor, analysis: Analysis, fractions: Sequence[float]) -> Weigh:
-        target = self.base.target(y_up, g_y, analysis)
         pixel = analysis.maps.shape[2] / y_up.shape[2]
         due = set(self.times(len(fractions) - 1))
         maps = enlarged(analysis.maps, y_up)
-        weight = self.base.weight(maps, analysis.mean, target).expand_as(y_up)
+        weight = self.base.weight(maps).expand_as(y_up)
 
         def weigh(t: int, x: Tensor, x0: Tensor) -> Tensor:
             nonlocal maps, weight
@@ -67,10 +66,17 @@ class Dynamic(nn.Module):
                 mixture = self.mixed(x, x0, y_up, fractions[t])
                 new = (self.base.magnitudes(to_unit(mixture), pixel) / analysis.unit).clamp(max=1)
                 maps = self.smoothing * maps + (1 - self.smoothing) * new
-                weight = self.base.weight(maps, maps.mean((2, 3), keepdim=True), target).expand_as(y_up)
+                weight = self.base.weight(maps).expand_as(y_up)
             return weight
 
         return weigh
+
+    def calibrate(self, y: Tensor, energy: Callable[[], Tensor]) -> None:
+        for _ in range(ROUNDS):
+            self.base.calibrate(y, energy)
+
+    def energy(self) -> Tensor:
+        return self.base.energy()
 
     def logged(self) -> dict[str, Tensor]:
         return self.base.logged()

@@ -1,6 +1,6 @@
 """The baseline: the same noise everywhere."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn as nn
@@ -14,7 +14,6 @@ class Isotropic(nn.Module):
     """w = 1: ResShift's noise, the same everywhere."""
 
     floor = 1.0
-    reference = None
     map_names = ()
 
     def analyse(self, y: Tensor) -> Analysis:
@@ -25,6 +24,12 @@ class Isotropic(nn.Module):
 
     def weigher(self, y_up: Tensor, g_y: Tensor, analysis: Analysis, fractions: Sequence[float]) -> Weigh:
         return lambda *_: torch.ones_like(y_up)
+
+    def calibrate(self, y: Tensor, energy: Callable[[], Tensor]) -> None:
+        pass
+
+    def energy(self) -> Tensor:
+        return torch.ones(())
 
     def logged(self) -> dict[str, Tensor]:
         return {}

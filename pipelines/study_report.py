@@ -1,0 +1,121 @@
+"""The answers of a study: from the figures in docs/study to the tables, plots and sentences of docs/variants.md."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from pipelines.contrasts import Declared, contrast_table, forest
+from upsr.files import DataError, atomic
+
+if TYPE_CHECKING:
+    from pipelines.study import Plan
+
+PAGE = Path("docs/variants.md")
+RESULTS = Path("docs/study")
+KINDS = ("clean", "degraded")
+
+
+def write(plan: "Plan") -> list[Path]:
+    """Renews the answers in docs/variants.md and the plots beside the figures; returns the plots.
+
+    An answer stands between `<!-- answer: QUESTION -->` and `<!-- end -->`. Raises `DataError` for a page without one.
+    """
+    values, facts = load()
+    page, plots = PAGE.read_text(encoding="utf-8"), []
+    for name in plan.questions:
+        block = re.compile(rf"(<!-- answer: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        if not block.search(page):
+            raise DataError(f"{PAGE}: no `<!-- answer: {name} -->` with `<!-- end -->` below it: add both lines")
+        text, plot = answer(plan, name, values, facts)
+        plots += [plot] if plot else []
+        page = block.sub(lambda found, text=text: f"{found[1]}{text}{found[2]}", page)  # type: ignore[misc]
+    with atomic(PAGE) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return plots
+
+
+def load() -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+    """The figures of all finished runs, a row per arm, seed, benchmark and image; and the facts of each run."""
+    facts = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    tables = [
+        pd.read_csv(RESULTS / f"{run['arm']}-{run['seed']}.csv").assign(arm=run["arm"], seed=run["seed"])
+        for run in facts
+    ]
+    empty = pd.DataFrame(columns=["arm", "seed", "benchmark", "picture"])
+    return (pd.concat(tables, ignore_index=True) if tables else empty), facts
+
+
+def contrasts(plan: "Plan", question: str, values: pd.DataFrame) -> pd.DataFrame:
+    """The table of one question: its contrasts whose arms have been trained with a common seed."""
+    seeds = {arm: set(rows["seed"]) for arm, rows in values.groupby("arm")}
+    declared = [
+        Declared(name, a, b)
+        for name, (a, b) in plan.questions[question].contrasts.items()
+        if seeds.get(a, set()) & seeds.get(b, set())
+    ]
+    arms = {arm for contrast in declared for arm in contrast[1:]}
+    return contrast_table(values[values["arm"].isin(arms)], declared, plan.primary)
+
+
+def is_futile(plan: "Plan", arm: str) -> bool:
+    """True if every contrast of an arm has been measured and is equal in every primary metric and benchmark."""
+    values, _ = load()
+    found = []
+    for name, question in plan.questions.items():
+        mine = [contrast for contrast, pair in question.contrasts.items() if arm in pair]
+        if mine:
+            table = contrasts(plan, name, values)
+            table = table[table["contrast"].isin(mine) & table["metric"].isin(plan.primary)]
+            found += ["missing"] * (len(mine) - table["contrast"].nunique()) + list(table["verdict"])
+    return bool(found) and set(found) == {"equal"}
+
+
+def check_common(plan: "Plan", facts: Sequence[dict[str, Any]]) -> None:
+    """Raises `DataError` where two runs of one seed saw other images, degradations, timesteps, noise or benchmarks."""
+    for seed in plan.seeds:
+        runs = [run for run in facts if run["seed"] == seed]
+        for key in ("draws", "benchmarks"):
+            found = {json.dumps(run["common"][key] if key == "draws" else run[key], sort_keys=True) for run in runs}
+            if len(found) > 1:
+                raise DataError(f"{RESULTS}: the runs of seed {seed} differ in their {key}: train them anew")
+
+
+def answer(
+    plan: "Plan", question: str, values: pd.DataFrame, facts: Sequence[dict[str, Any]]
+) -> tuple[str, Path | None]:
+    """One question's answer as Markdown, and the path of its forest plot; says what is not trained yet."""
+    check_common(plan, facts)
+    arms = {arm for pair in plan.questions[question].contrasts.values() for arm in pair}
+    done = {arm: [run for run in facts if run["arm"] == arm] for arm in plan.arms if arm in arms}
+    missing = [arm for arm, runs in done.items() if not runs]
+    lines = [f"Open: not trained yet: {', '.join(f'`{arm}`' for arm in missing)}.", ""] if missing else []
+    table = contrasts(plan, question, values)
+    if table.empty:
+        return "\n".join([*lines, ""]), None
+    lines += [*_means(plan, values, done), ""]
+    for kind in KINDS:
+        sentences = table[table["benchmark"].str.endswith(f"-{kind}") & table["metric"].isin(plan.primary)]
+        lines += [f"{kind.capitalize()}:", "", *(f"- {sentence}." for sentence in sentences["sentence"]), ""]
+    plot = RESULTS / f"{question}.png"
+    forest(table, plot)
+    lines += [f"![Differences with their intervals]({plot.relative_to(PAGE.parent).as_posix()})", ""]
+    return "\n".join(lines), plot
+
+
+def _means(plan: "Plan", values: pd.DataFrame, done: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """A table of the arms: seeds, hours, κ, and the mean of each metric on the first benchmark."""
+    benchmark = values["benchmark"].iloc[0]
+    metrics = [c for c in values if c not in ("arm", "seed", "benchmark", "picture")]
+    lines = [f"| {benchmark} | seeds | hours | κ | " + " | ".join(str(m) for m in metrics) + " |"]
+    lines += ["|" + " --- |" * (4 + len(metrics))]
+    for arm, runs in done.items():
+        rows = values[(values["arm"] == arm) & (values["benchmark"] == benchmark)]
+        if runs:
+            hours = sum(run["training_seconds"] for run in runs) / 3600
+            cells = [f"`{arm}`", str(len(runs)), f"{hours:.1f}", f"{runs[0]['kappa']:.2f}"]
+            lines.append("| " + " | ".join(cells + [f"{rows[m].mean():.4f}" for m in metrics]) + " |")
+    return lines

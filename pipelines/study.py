@@ -19,8 +19,10 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Self
 
+import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 import yaml
 from pydantic import Field, model_validator
 
@@ -38,7 +40,7 @@ from upsr.evaluation.metrics import Row
 from upsr.evaluation.runs import EvaluationRun, evaluate
 from upsr.evaluation.spread import all_devices
 from upsr.files import DataError, atomic, sha256, whole_folder
-from upsr.images import encode_png, read_rgb, to_image, to_tensor
+from upsr.images import encode_png, read_rgb, to_image, to_tensor, write
 from upsr.inference.upscaler import Upscaler
 from upsr.models.atd import build_atd
 from upsr.pretrained import FILE, weights_file
@@ -165,7 +167,7 @@ def remaining(plan: Plan) -> Iterator[Run]:
 def prepare(plan: Plan) -> None:
     """Makes training data, metric weights and benchmarks in study/data, with the stages' own code."""
     values = plan.params(next(iter(plan.arms)), plan.seeds[0])
-    wanted = {key: values[key] for key in ("scale", "data", "crop", "pack", "degradation")}
+    wanted = {key: values[key] for key in ("scale", "data", "crop", "pack", "degradation")} | {"side": plan.side}
     made = FOLDER / "made.json"
     if not made.is_file() or json.loads(made.read_text()) != json.loads(json.dumps(wanted)):
         shutil.rmtree(FOLDER / "data", ignore_errors=True)
@@ -236,6 +238,9 @@ def execute(run: Run, plan: Plan, parent: str | None) -> None:
     )
     if outcome.failed or outcome.absent:
         raise DataError(f"{run.name}: not everything was measured: {outcome.failed[:1] or outcome.absent}")
+    upscaler = Upscaler.from_pretrained(model)
+    if run.seed == plan.seeds[0]:
+        write(RESULTS / f"{run.arm}.png", sheet(upscaler, benchmarks[0].pairs[0].lr))
     log = pd.read_csv(model / "log.csv")
     facts = {
         "arm": run.arm,
@@ -243,12 +248,21 @@ def execute(run: Run, plan: Plan, parent: str | None) -> None:
         "inputs": run.inputs,
         "commit": tracking.git_commit(),
         "benchmarks": {b.name: b.digest for b in benchmarks},
-        "kappa": float(Upscaler.from_pretrained(model).diffuser.denoiser.process.kappa),  # type: ignore[union-attr]
+        "kappa": float(upscaler.diffuser.denoiser.process.kappa),  # type: ignore[union-attr]
         "training_seconds": round(trained),
         "mix": log[["step", "mix"]].to_numpy().tolist() if "mix" in log else None,
         "common": common_numbers(params),
     }
     _keep(run, outcome.rows, facts, parent)
+
+
+def sheet(upscaler: Upscaler, path: Path) -> np.ndarray:
+    """An LR image enlarged, the result, and the noise weight w by timestep, side by side: (H, W, 3) uint8."""
+    lr = to_tensor(read_rgb(path))
+    done = upscaler.upscale(lr)
+    weights = [w.expand(-1, 3, -1, -1) for w in list(done.weights.values()) or [done.maps["weight"]]]
+    parts = [F.interpolate(lr, done.image.shape[2:], mode="nearest"), done.image, *weights]
+    return np.concatenate([to_image(part) for part in parts], axis=1)
 
 
 def common_numbers(params: Params) -> dict[str, str]:

@@ -103,6 +103,15 @@ def answer(
     plot = RESULTS / f"{question}.png"
     forest(table, plot)
     lines += [f"![Differences with their intervals]({plot.relative_to(PAGE.parent).as_posix()})", ""]
+    for arm in done:
+        path = RESULTS / f"{arm}.png"
+        if path.is_file():
+            lines += [
+                f"`{arm}`: LR, result, w",
+                "",
+                f"![LR, result, w]({path.relative_to(PAGE.parent).as_posix()})",
+                "",
+            ]
     return "\n".join(lines), plot
 
 

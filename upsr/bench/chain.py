@@ -26,7 +26,7 @@ LEAST = 0.01  # dB of PSNR: a smaller difference is none
 
 @dataclass(frozen=True)
 class Chain:
-    """Means over the images: `values[metric][column][i]` is at t = i + 1; `sr[metric]` is g(y)'s."""
+    """Means over the images: `values[metric][column][i]` is at t = i + 1; `sr[metric]` is g(y)'s. PSNR is of RGB."""
 
     values: dict[str, dict[str, list[float]]]
     sr: dict[str, float]
@@ -95,7 +95,9 @@ def _measure(
     condition = denoiser.condition(g_y, y_up)
 
     def figures(x: Tensor) -> dict[str, float]:
-        return metrics(to_unit(x)[:, :, :height, :width].clamp(0, 1), hr)
+        image = to_unit(x)[:, :, :height, :width].clamp(0, 1)
+        rgb = -10 * (image - hr).square().mean().log10().item()
+        return {"psnr": rgb, "lpips": metrics(image, hr)["lpips"]}
 
     def noise(t: int) -> Tensor:
         return field(seed + number_of(pair.name), t, 0, 0, *x0.shape[2:]).to(x0.device)

@@ -78,7 +78,8 @@ class Unet(Section):
     """Number of decoders. With 2, one predicts detail and one smooth structure, blended by W = (w−b)/(1−b)."""
     skip: Literal["none", "condition", "edm"]
     """What the network corrects. `none`: nothing, its output is the image (the paper); `condition`: the first image of
-    `condition`; `edm`: c·x_t + (1−c)·that image, where c falls from 1 to 0 as the noise grows (arXiv 2206.00364)."""
+    `condition`; `edm`: c·x_t + (1−c)·that image. c falls from 1 to 0 as the noise grows (arXiv 2206.00364); how much a
+    pixel of x_t is worth beyond that, the network predicts."""
     sigma_data: Annotated[float, Field(gt=0)]
     """`skip: edm`: standard deviation of x0 − ŷ in [-1, 1]; c = 1/2 where the noise κ √η_t w is as large. Light
     degradation: 0.09; the stronger it is, the larger."""

@@ -78,7 +78,9 @@ class Denoiser(nn.Module):
         noise = process.noise_level(t) * weight
         extra = {}
         if self.branches == 2:
-            extra["detail"] = (weight - self.uncertainty.floor) / (1 - self.uncertainty.floor)  # W of w = b + (1−b) W
+            detail = (weight - self.uncertainty.floor) / (1 - self.uncertainty.floor)  # W of w = b + (1−b) W
+            trust = [detail.mean(1, keepdim=True)] if self.skip == "edm" else []
+            extra["detail"] = torch.cat([detail, *trust], dim=1)
         if self.hr_inputs:  # x_t − ŷ of variance 1, as EDM's c_in makes it
             extra["hr"] = torch.cat([(x_t - image) / (self.sigma_data**2 + noise**2).sqrt(), image], dim=1)
         output = self.network(F.pixel_unshuffle(scaled, self.scale), self.times[t] - 1, condition, **extra).float()
@@ -90,8 +92,9 @@ class Denoiser(nn.Module):
             case "condition":
                 return image + output
             case "edm":  # arXiv 2206.00364, table 1: c_skip and c_out, for x0 − ŷ in place of x0
-                share = self.sigma_data**2 / (self.sigma_data**2 + noise**2)
-                return share * x_t + (1 - share) * image + share.sqrt() * noise * output
+                correction, trust = output[:, :3], output[:, 3:]
+                share = F.logsigmoid(2 * (self.sigma_data / noise).log() + trust)  # log σ²/(σ² + σ_n²) at trust 0
+                return image + share.exp() * (x_t - image) + (share / 2).exp() * noise * correction
 
     def weigher(self, y_up: Tensor, g_y: Tensor, analysis: Analysis) -> Weigh:
         """(t, x, x̂0) -> w_t at the visited timesteps, for `samplers.sample`."""

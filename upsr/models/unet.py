@@ -87,6 +87,7 @@ class Decoder(nn.Module):
         res_blocks: int,
         tail_dim: int,
         hr_images: int,
+        out_channels: int,
         residual: Callable[[int, int], ResBlock],
         swin: Callable[[int, int], SwinStage],
     ) -> None:
@@ -111,10 +112,10 @@ class Decoder(nn.Module):
         if scale == 4:
             self.conv_up2 = nn.Conv2d(tail_dim, tail_dim, 3, padding=1)
         self.conv_hr = nn.Conv2d(tail_dim + 3 * hr_images, tail_dim, 3, padding=1)
-        self.conv_last = nn.Conv2d(tail_dim, 3, 3, padding=1)
+        self.conv_last = nn.Conv2d(tail_dim, out_channels, 3, padding=1)
 
     def decode(self, h: Tensor, skips: Sequence[Tensor], embedding: Tensor, hr: Tensor | None) -> Tensor:
-        """Features of the middle block and skip features, the last one used first -> (B, 3, s·h, s·w).
+        """Features of the middle block and skip features, the last one used first -> (B, out_channels, s·h, s·w).
 
         `hr`, (B, 3 · `hr_images`, s·h, s·w), is None for a decoder without images at HR size.
         """
@@ -160,6 +161,7 @@ class UNet(Decoder):
         official_mask: bool = False,
         branches: int = 1,
         hr_inputs: bool = False,
+        out_channels: int = 3,
         zero_init: bool = False,
     ) -> None:
         def residual(channels: int, out_channels: int) -> ResBlock:
@@ -185,6 +187,7 @@ class UNet(Decoder):
             "res_blocks": res_blocks,
             "tail_dim": tail_dim,
             "hr_images": 2 if hr_inputs else 0,
+            "out_channels": out_channels,
             "residual": residual,
             "swin": swin,
         }
@@ -215,10 +218,10 @@ class UNet(Decoder):
     def forward(
         self, x: Tensor, t: Tensor, condition: Tensor, detail: Tensor | None = None, hr: Tensor | None = None
     ) -> Tensor:
-        """x (B, 3s², h, w) scaled, t (B,) from 0, condition (B, images·3s², h, w) -> (B, 3, s·h, s·w).
+        """x (B, 3s², h, w) scaled, t (B,) from 0, condition (B, images·3s², h, w) -> (B, out_channels, s·h, s·w).
 
-        `detail` is W in [0, 1], (B, 1 or 3, s·h, s·w): two branches return W ⊙ detail + (1−W) ⊙ smooth. `hr`,
-        (B, 6, s·h, s·w), is what the last convolutions see with `hr_inputs`.
+        `detail` is W in [0, 1], (B, 1 or out_channels, s·h, s·w): two branches return W ⊙ detail + (1−W) ⊙ smooth.
+        `hr`, (B, 6, s·h, s·w), is what the last convolutions see with `hr_inputs`.
         """
         embedding = self.time_embed(timestep_embedding(t, self.dim))
         h = torch.cat([x, condition], dim=1)
@@ -239,6 +242,7 @@ def build_unet(cfg: Unet, scale: int) -> UNet:
     return UNet(
         scale=scale,
         condition_images=len(cfg.condition),
+        out_channels=4 if cfg.skip == "edm" else 3,
         zero_init=cfg.skip != "none",
         **cfg.model_dump(exclude={"condition", "skip", "sigma_data"}),
     )

@@ -212,7 +212,10 @@ def _crop_benchmark(source: Benchmark, target: Path, side: int, degrade: SecondO
 
 
 def execute(run: Run, plan: Plan, parent: str | None) -> None:
-    """Trains and measures one run, and writes its figures to docs/study."""
+    """Trains and measures one run, and writes its figures to docs/study.
+
+    Raises `CommandError` where the training fails, and `DataError` where anything could not be measured.
+    """
     _lay_out(run)
     start = time.monotonic()
     executor.run([sys.executable, "-m", "pipelines.train_unet"], cwd=run.folder, log=print)

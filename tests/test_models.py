@@ -100,15 +100,23 @@ def test_two_branches_are_mixed_by_the_detail_map():
 @pytest.mark.parametrize("condition", [["sr", "bicubic"], ["bicubic"]])
 @pytest.mark.parametrize("skip", ["condition", "edm"])
 def test_an_untrained_network_with_a_skip_answers_what_it_corrects(skip: str, condition: list[str], branches: int):
-    """`condition`: its first image; `edm`: c x_t + (1−c) ŷ, c = σ²/(σ² + (κ √η_t w)²). It can learn from there."""
+    """`condition`: its first image; `edm`: c x_t + (1−c) ŷ, c = s²/(s² + (κ √η_t w)²). It can learn from there."""
     p = params(unet={"skip": skip, "sigma_data": 0.1, "condition": condition, "branches": branches})
     denoiser = fresh_denoiser(p)
     x_t, first, second = (torch.rand(2, 3, 32, 32) * 2 - 1 for _ in range(3))
     images, weight, t = [first, second][: len(condition)], torch.full((2, 3, 32, 32), 0.7), torch.tensor([1, 2])
     answer = denoiser(x_t, t, F.pixel_unshuffle(torch.cat(images, 1), 4), second, weight)
     noise = (2.5 * denoiser.process.sqrt_eta[1:].float() * 0.7).view(2, 1, 1, 1)
-    share = 0.1**2 / (0.1**2 + noise**2) if skip == "edm" else 0
-    assert torch.allclose(answer, share * x_t + (1 - share) * first, atol=1e-6)
+    expected = first
+    if skip == "edm":  # s², from the 5×5 pixels around, where the noise is small beside σ
+        square = (x_t - first).square().mean(1, keepdim=True)
+        around = torch.stack([square[:, :, 8 + i : 24 + i, 8 + j : 24 + j] for i in range(-2, 3) for j in range(-2, 3)])
+        known = 0.1**2 / (0.1**2 + noise**2)
+        local = known * (around.mean(0) - noise**2).clamp(min=1e-5) + (1 - known) * 0.1**2
+        inner = [x[:, :, 8:24, 8:24] for x in (x_t, first, answer)]
+        x_t, expected, answer = inner[0], inner[1], inner[2]
+        expected = expected + local / (local + noise**2) * (x_t - expected)
+    assert torch.allclose(answer, expected, atol=1e-5)
     answer.square().sum().backward()
     last = denoiser.network.conv_last
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in last.parameters())

@@ -104,10 +104,9 @@ def _measure(
 
     found: dict[str, list[dict[str, float]]] = {"sr": [figures(g_y)], **{column: [] for column in COLUMNS}}
     # true x_t
-    never = torch.zeros(1, dtype=torch.bool, device=x0.device)
     for step in range(1, denoiser.process.steps + 1):
         t = torch.tensor([step], device=x0.device)
-        x_t, weight = denoiser.perturb(x0, y, y_up, g_y, noise(step), t, never)
+        x_t, weight = denoiser.perturb(x0, y, y_up, g_y, noise(step), t)
         found["x_t"].append(figures(x_t))
         found["from true x_t"].append(figures(denoiser(x_t, t, condition, y_up, weight)))
     # sampled x_t, from T down to 1

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from upsr.commands import Commands
 
 SCALES = Path("scales")
+STUDY = "study"  # the file in this folder that is no scale
 
 
 def add(commands: "Commands") -> None:
@@ -37,11 +38,14 @@ def run(options: argparse.Namespace) -> None:
     from upsr.files import atomic
 
     source = SCALES / f"{options.name}.yaml"
-    if not source.is_file():
-        known = ", ".join(sorted(path.stem for path in SCALES.glob("*.yaml"))) or "none: run it in the project folder"
-        raise ValueError(f"{source}: no such scale; available: {known}")
-    if "arms" in (YAML(typ="safe").load(source) or {}):
+    if options.name == STUDY:
         raise ValueError(f"{source}: a study, not a scale: run `make study`")
+    if not source.is_file():
+        known = (
+            ", ".join(sorted({path.stem for path in SCALES.glob("*.yaml")} - {STUDY}))
+            or "none: run it in the project folder"
+        )
+        raise ValueError(f"{source}: no such scale; available: {known}")
     yaml = YAML()
     yaml.preserve_quotes, yaml.width = True, 4096
     null = "tag:yaml.org,2002:null"

@@ -14,6 +14,8 @@ from upsr.diffusion.samplers import Weigh
 from upsr.diffusion.schedule import respace
 from upsr.diffusion.uncertainty import Analysis, Variant, build_uncertainty
 
+WINDOW = 5  # side of the square in which x_t shows how far ŷ is from x0
+
 
 def upsample(lr: Tensor, scale: int) -> Tensor:
     """y (B, 3, h, w) -> y↑ (B, 3, s·h, s·w), by torch's bicubic kernel (not MATLAB's)."""
@@ -93,15 +95,27 @@ class Denoiser(nn.Module):
                 return image + output
             case "edm":  # arXiv 2206.00364, table 1: c_skip and c_out, for x0 − ŷ in place of x0
                 correction, trust = output[:, :3], output[:, 3:]
-                share = F.logsigmoid(2 * (self.sigma_data / noise).log() + trust)  # log σ²/(σ² + σ_n²) at trust 0
+                share = F.logsigmoid(self._local_variance(x_t - image, noise**2).log() - 2 * noise.log() + trust)
                 return image + share.exp() * (x_t - image) + (share / 2).exp() * noise * correction
+
+    def _local_variance(self, difference: Tensor, noise: Tensor) -> Tensor:
+        """The variance of x0 − ŷ around each pixel, (B, 1, H, W), from x_t − ŷ and the noise's variance (B, 3, H, W).
+
+        x_t tells it where there is little noise; where there is much, it is σ² everywhere (Lee's filter, 1980).
+        """
+        prior = self.sigma_data**2
+        excess = F.avg_pool2d(
+            (difference**2 - noise).mean(1, keepdim=True), WINDOW, 1, WINDOW // 2, count_include_pad=False
+        )
+        reliable = prior / (prior + noise.mean(1, keepdim=True))
+        return reliable * excess.clamp(min=1e-5) + (1 - reliable) * prior
 
     def weigher(self, y_up: Tensor, g_y: Tensor, analysis: Analysis) -> Weigh:
         """(t, x, x̂0) -> w_t at the visited timesteps, for `samplers.sample`."""
         return self.uncertainty.weigher(y_up, g_y, analysis, self.fractions)
 
     def perturb(
-        self, x0: Tensor, y: Tensor, y_up: Tensor, g_y: Tensor, noise: Tensor, t: Tensor, rolled: Tensor
+        self, x0: Tensor, y: Tensor, y_up: Tensor, g_y: Tensor, noise: Tensor, t: Tensor, rolled: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """x_t and w_t of each sample in training, (B, 3, H, W), from its noise ε; y is in [0, 1], the rest in [-1, 1].
 
@@ -111,28 +125,32 @@ class Denoiser(nn.Module):
         x̂0. So w_t never depends on x0 but through x_t.
         """
         process, steps = self.process, self.process.steps
-        condition, estimate = self.condition(g_y, y_up), g_y.clone()
+        estimate = g_y.clone()  # x̂0
         weigh = self.weigher(y_up, g_y, self.uncertainty.analyse(y))
-        # w_t, and w_{t+1} as `above`
-        weight = above = current = weigh(steps, y_up, y_up)
-        pending = rolled & (t < steps)
+        weight = above = current = weigh(steps, y_up, y_up)  # w_t, w_{t+1}, and w at the latest look
 
         def roll(due: Tensor) -> None:
             """Replaces `estimate` by the network's x̂0 of x_{t+1}, weighted by `above`."""
             if due.any():
                 x = process.q_sample(x0[due], y_up[due], above[due], noise[due], t[due] + 1)
+                condition = self.condition(g_y[due], y_up[due])
                 with torch.no_grad():
-                    estimate[due] = self(x, t[due] + 1, condition[due], y_up[due], above[due])
+                    estimate[due] = self(x, t[due] + 1, condition, y_up[due], above[due])
 
+        # the weight, from T down
+        pending = None if rolled is None else rolled & (t < steps)
         for look in self.uncertainty.times(steps):
-            if look < t.min():
+            if not t.is_meta and look < t.min():
                 break
-            roll(pending & (t == look))
+            if pending is not None:
+                roll(pending & (t == look))
+                pending = pending & (t != look)
             x = process.q_sample(x0, y_up, current, noise, torch.full_like(t, look + 1))
             current = weigh(look, x, estimate)
-            pick = t.view(-1, 1, 1, 1)
-            above, weight = torch.where(pick < look, current, above), torch.where(pick <= look, current, weight)
-            pending = pending & (t != look)
+            each = t.view(-1, 1, 1, 1)
+            above, weight = torch.where(each < look, current, above), torch.where(each <= look, current, weight)
+        if rolled is None or pending is None:
+            return process.q_sample(x0, y_up, weight, noise, t), weight
         roll(pending)
         # x_t: a rolled sample starts from x̂0 in place of x0, and from y↑ at t = T
         rolled, last = rolled.view(-1, 1, 1, 1), (t == steps).view(-1, 1, 1, 1)
@@ -142,15 +160,21 @@ class Denoiser(nn.Module):
         noise = torch.where(rolled & ~last, process.epsilon(x, start, y_up, above, up), noise)
         return process.q_sample(start, y_up, weight, noise, t), weight
 
-    def loss_weight(self, t: Tensor, weight: Tensor) -> Tensor:
+    def loss_weight(self, t: Tensor, weight: Tensor, rolled: Tensor | None = None) -> Tensor:
         """The weight of x̂0's squared error, of `weight`'s shape (B, 3, H, W).
 
-        It is 1 if the network predicts x0. If it predicts ε, x̂0's error is ε̂'s times κ√η_t w/(1−η_t), which diverges
-        as η_t → 1. The inverse square of that factor makes the loss the plain MSE of ε̂: no timestep dominates.
+        It is 1 if the network predicts x0. With `skip: edm` it is 1 + σ²/σ_n² for samples that are not `rolled`: EDM's
+        1/c_out² up to a constant, so that all timesteps count alike, though little is left to correct at a small σ_n.
+        If the network predicts ε, x̂0's error is ε̂'s times κ√η_t w/(1−η_t), which diverges as η_t → 1. The inverse
+        square of that factor makes the loss the plain MSE of ε̂: no timestep dominates.
         """
-        if self.predict == "x0":
+        noise = self.process.noise_level(t) * weight
+        if self.predict == "epsilon":
+            return ((1 - self.process.eta(t)) / noise) ** 2
+        if self.skip != "edm":
             return torch.ones_like(weight)
-        return ((1 - self.process.eta(t)) / (self.process.noise_level(t) * weight)) ** 2
+        true = 1.0 if rolled is None else (~rolled).view(-1, 1, 1, 1).float()
+        return 1 + true * (self.sigma_data / noise) ** 2
 
     def perceptual_weight(self, t: Tensor) -> Tensor:
         """The weight of x̂0's perceptual distance, (B,): 1, or 1−η_t if the network predicts ε (see `loss_weight`)."""

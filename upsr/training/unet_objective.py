@@ -51,15 +51,16 @@ class UnetObjective(nn.Module):
         return lr, hr, position, noise, rolled
 
     def loss(
-        self, denoiser: nn.Module, lr: Tensor, hr: Tensor, position: Tensor, noise: Tensor, rolled: Tensor
+        self, denoiser: nn.Module, lr: Tensor, hr: Tensor, position: Tensor, noise: Tensor, rolled: Tensor | None = None
     ) -> Loss:
         """Logs `mse` and `lpips` (weighted), `weight` and `energy` (means of w and w²), and what the variant logs."""
         bare = cast(Denoiser, getattr(denoiser, "module", denoiser))  # DDP forwards calls, not attributes
         x0, y_up, g_y = self._images(lr, hr)
         t = (position * bare.process.steps).long() + 1
+        rolled = rolled if self.rollout else None
         x_t, weight = bare.perturb(x0, lr, y_up, g_y, noise, t, rolled)
         estimate = denoiser(x_t, t, bare.condition(g_y, y_up), y_up, weight)
-        mse = (bare.loss_weight(t, weight) * (estimate - x0) ** 2).mean()
+        mse = (bare.loss_weight(t, weight, rolled) * (estimate - x0) ** 2).mean()
         n = max(1, round(self.lpips_share * len(hr)))
         lpips = (bare.perceptual_weight(t[:n]) * self.perceptual(estimate[:n].clamp(-1, 1), x0[:n])).mean()
         values = {"mse": mse, "lpips": lpips, "weight": weight.mean(), "energy": weight.square().mean()}
@@ -72,12 +73,11 @@ class UnetObjective(nn.Module):
         lr = self.pairs.degrade(hr, (seed,))
         x0, y_up, g_y = self._images(lr, hr)
         noise = torch.randn(hr.shape, generator=torch.Generator().manual_seed(seed)).to(hr.device)
-        never = torch.zeros(len(hr), dtype=torch.bool, device=hr.device)
 
         t = torch.linspace(1, denoiser.process.steps, len(hr), device=hr.device).round().long()
 
         def energy() -> Tensor:
-            return denoiser.perturb(x0, lr, y_up, g_y, noise, t, never)[1].square().mean()
+            return denoiser.perturb(x0, lr, y_up, g_y, noise, t)[1].square().mean()
 
         denoiser.uncertainty.calibrate(lr, energy)
 

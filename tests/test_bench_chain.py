@@ -52,7 +52,7 @@ def test_a_chain_that_gets_worse_in_both_is_told():
 
 SMALL = {
     "dim": 16, "channel_mult": [1, 2], "res_blocks": 1, "swin_dim": 32, "mlp_ratio": 2, "tail_dim": 32, "lr_size": 16,
-    "sigma_data": 0.06,
+    "sigma_data": 0.05,
 }  # fmt: skip
 STEPS, BATCH, SIDE = 150, 8, 64
 
@@ -122,7 +122,7 @@ def test_a_small_network_uses_x_t_and_the_papers_does_not(weights: Path, tmp_pat
         "edm": {"skip": "edm", "hr_inputs": True},
         "paper": {"skip": "none", "hr_inputs": False},
     }.items():
-        model = trained(unet, 0.25 if name == "edm" else 0.0, weights, tmp_path / name)
+        model = trained(unet, 0.5 if name == "edm" else 0.0, weights, tmp_path / name)
         arguments = ["--model", str(model), "--benchmark", str(data), "--weights", str(weights)]
         main(["bench", "chain", *arguments, "--side", "16", "-o", str(tmp_path / f"{name}.png")])
         printed = capsys.readouterr().out

@@ -82,7 +82,7 @@ class Unet(Section):
     differs from that image by more than noise; the network corrects c too."""
     sigma_data: Annotated[float, Field(gt=0)]
     """`skip: edm`: assumed standard deviation of x0 − ŷ in [-1, 1] where x_t is too noisy to show it. Smaller keeps
-    more noise out of x̂0 at large t: 0.06, less than measured (0.09 to 0.15), was best in `upsr bench chain`."""
+    more noise out of x̂0 at large t: 0.05, less than measured (0.09 to 0.15), was best in `upsr bench chain`."""
     hr_inputs: bool
     """Feed x_t and the first image of `condition` to the convolutions at HR size too; false only feeds them
     pixel-unshuffled at LR size (the paper)."""

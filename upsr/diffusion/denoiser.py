@@ -160,21 +160,15 @@ class Denoiser(nn.Module):
         noise = torch.where(rolled & ~last, process.epsilon(x, start, y_up, above, up), noise)
         return process.q_sample(start, y_up, weight, noise, t), weight
 
-    def loss_weight(self, t: Tensor, weight: Tensor, rolled: Tensor | None = None) -> Tensor:
+    def loss_weight(self, t: Tensor, weight: Tensor) -> Tensor:
         """The weight of x̂0's squared error, of `weight`'s shape (B, 3, H, W).
 
-        It is 1 if the network predicts x0. With `skip: edm` it is 1 + σ²/σ_n² for samples that are not `rolled`: EDM's
-        1/c_out² up to a constant, so that all timesteps count alike, though little is left to correct at a small σ_n.
-        If the network predicts ε, x̂0's error is ε̂'s times κ√η_t w/(1−η_t), which diverges as η_t → 1. The inverse
-        square of that factor makes the loss the plain MSE of ε̂: no timestep dominates.
+        It is 1 if the network predicts x0. If it predicts ε, x̂0's error is ε̂'s times κ√η_t w/(1−η_t), which diverges
+        as η_t → 1. The inverse square of that factor makes the loss the plain MSE of ε̂: no timestep dominates.
         """
-        noise = self.process.noise_level(t) * weight
-        if self.predict == "epsilon":
-            return ((1 - self.process.eta(t)) / noise) ** 2
-        if self.skip != "edm":
+        if self.predict == "x0":
             return torch.ones_like(weight)
-        true = 1.0 if rolled is None else (~rolled).view(-1, 1, 1, 1).float()
-        return 1 + true * (self.sigma_data / noise) ** 2
+        return ((1 - self.process.eta(t)) / (self.process.noise_level(t) * weight)) ** 2
 
     def perceptual_weight(self, t: Tensor) -> Tensor:
         """The weight of x̂0's perceptual distance, (B,): 1, or 1−η_t if the network predicts ε (see `loss_weight`)."""

@@ -57,10 +57,9 @@ class UnetObjective(nn.Module):
         bare = cast(Denoiser, getattr(denoiser, "module", denoiser))  # DDP forwards calls, not attributes
         x0, y_up, g_y = self._images(lr, hr)
         t = (position * bare.process.steps).long() + 1
-        rolled = rolled if self.rollout else None
-        x_t, weight = bare.perturb(x0, lr, y_up, g_y, noise, t, rolled)
+        x_t, weight = bare.perturb(x0, lr, y_up, g_y, noise, t, rolled if self.rollout else None)
         estimate = denoiser(x_t, t, bare.condition(g_y, y_up), y_up, weight)
-        mse = (bare.loss_weight(t, weight, rolled) * (estimate - x0) ** 2).mean()
+        mse = (bare.loss_weight(t, weight) * (estimate - x0) ** 2).mean()
         n = max(1, round(self.lpips_share * len(hr)))
         lpips = (bare.perceptual_weight(t[:n]) * self.perceptual(estimate[:n].clamp(-1, 1), x0[:n])).mean()
         values = {"mse": mse, "lpips": lpips, "weight": weight.mean(), "energy": weight.square().mean()}

@@ -18,7 +18,7 @@ from pipelines.evaluate import figures
 from upsr.__main__ import main
 from upsr.data.benchmarks import open_benchmark, open_benchmarks
 from upsr.data.known_benchmarks import KNOWN
-from upsr.evaluation.runs import EvaluationRun, evaluate
+from upsr.evaluation.runs import EvaluationRun, evaluate, mean_row
 from upsr.evaluation.statistics import table
 from upsr.files import DataError
 from upsr.images import read_rgb, resize, to_image, to_tensor, write
@@ -115,6 +115,12 @@ def test_one_torn_picture_is_counted_and_the_rest_goes_on(model: Path, folder: P
     assert "b.png: truncated image" in outcome.lost[0]["reason"]
 
 
+def test_figures_are_means_over_the_sampling_seeds_that_all_have_a_value() -> None:
+    rows = [{"picture": "a", "psnr": 20.0, "lpips": 0.2}, {"picture": "a", "psnr": 22.0}]
+    assert mean_row(rows) == {"picture": "a", "psnr": 21.0}
+    assert mean_row([rows[0], None]) is None
+
+
 KILLED = """
 import os, signal, sys, torch
 from pathlib import Path
@@ -124,7 +130,7 @@ from upsr.data.benchmarks import open_benchmark
 from upsr.evaluation.spread import spread
 
 if __name__ == "__main__":
-    run = EvaluationRun({"bicubic": None}, 4, "basicsr", (), Path("."), 0, 128, None)
+    run = EvaluationRun({"bicubic": None}, 4, "basicsr", (), Path("."), (0,), 128, None)
     results = spread(run, run.jobs([open_benchmark(sys.argv[1], 4)]), 2, [torch.device("cpu")])
     next(results)
     print(*[child.pid for child in psutil.Process().children(recursive=True)], flush=True)

@@ -28,6 +28,7 @@ from pydantic import Field, model_validator
 
 from pipelines import executor, study_report, tracking
 from pipelines.stage import run as run_stage
+from pipelines.study_report import RESULTS
 from pipelines.sweep import apply
 from pipelines.train_unet import build_objective, fresh_denoiser
 from pipelines.training import LMDB, WEIGHTS
@@ -47,7 +48,6 @@ from upsr.pretrained import FILE, weights_file
 
 PLAN = Path("scales/study.yaml")
 FOLDER = Path("study")
-RESULTS = Path("docs/study")
 UNET = Path("models/unet")
 DECISIVE = ("scale", "seed", "degradation", "unet", "diffusion", "uncertainty", "train", "train_unet", "evaluate")
 """The sections that a run's figures depend on."""
@@ -351,12 +351,16 @@ def main() -> None:
         parent = ["--parent", tracker.run_id] if tracker.run_id else []
         command = [sys.executable, "-m", "pipelines.study", *parent]
         waiting = set()
-        for run in remaining(plan):  # one by one: what remains depends on the figures so far
-            waiting.add(pool.submit(executor.run, [*command, run.name], cwd=Path(), log=partial(_log, run.name)))
-            if len(waiting) >= options.jobs:
-                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                _finish(done, plan, tracker)
-        _finish(wait(waiting).done, plan, tracker)
+        try:
+            for run in remaining(plan):  # one by one: what remains depends on the figures so far
+                waiting.add(pool.submit(executor.run, [*command, run.name], cwd=Path(), log=partial(_log, run.name)))
+                if len(waiting) >= options.jobs:
+                    done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                    _finish(done, plan, tracker)
+            _finish(wait(waiting).done, plan, tracker)
+        except BaseException:
+            executor.stop()  # a signal or a failed run: the others save their state and end
+            raise
 
 
 @contextmanager

@@ -75,13 +75,22 @@ def is_futile(plan: "Plan", arm: str) -> bool:
 
 
 def check_common(plan: "Plan", facts: Sequence[dict[str, Any]]) -> None:
-    """Raises `DataError` where two runs of one seed saw other images, degradations, timesteps, noise or benchmarks."""
+    """Raises `DataError` where runs differ in more than their arms' keys: in settings, data, g, or, of one seed, in the
+    images, degradations, timesteps, noise or benchmarks that they saw."""
+    varied = {"seed"}.union(*plan.arms.values())
+    shared = [json.dumps(_without(run["inputs"], varied), sort_keys=True) for run in facts]
+    if len(set(shared)) > 1:
+        raise DataError(f"{RESULTS}: runs differ in more than their arms: remove those of other settings or data")
     for seed in plan.seeds:
         runs = [run for run in facts if run["seed"] == seed]
         for key in ("draws", "benchmarks"):
             found = {json.dumps(run["common"][key] if key == "draws" else run[key], sort_keys=True) for run in runs}
             if len(found) > 1:
                 raise DataError(f"{RESULTS}: the runs of seed {seed} differ in their {key}: train them anew")
+
+
+def _without(inputs: dict[str, Any], keys: set[str]) -> dict[str, Any]:
+    return inputs | {"settings": {k: v for k, v in inputs["settings"].items() if k not in keys}}
 
 
 def answer(

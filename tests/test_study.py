@@ -82,7 +82,14 @@ def results(folder: Path, differences: dict[str, float], seeds: int = 3) -> None
                 for i in range(8)
             ]
             pd.DataFrame(rows).to_csv(folder / f"{arm}-{seed}.csv", index=False)
-            facts = {"arm": arm, "seed": seed, "kappa": 2.5, "training_seconds": 60, "benchmarks": {}, "inputs": {}}
+            facts = {
+                "arm": arm,
+                "seed": seed,
+                "kappa": 2.5,
+                "training_seconds": 60,
+                "benchmarks": {},
+                "inputs": {"settings": {"train_unet.steps": 1200, "seed": seed}},
+            }
             facts |= {"common": {"draws": str(seed), "weights": "w"}, "mix": None, "commit": "c"}
             (folder / f"{arm}-{seed}.json").write_text(json.dumps(facts))
 
@@ -119,6 +126,14 @@ def test_runs_that_saw_other_random_numbers_are_not_compared(page: Path):
     path = Path("docs/study/residual-1.json")
     path.write_text(path.read_text().replace('"draws": "1"', '"draws": "2"'))
     with pytest.raises(DataError, match="runs of seed 1 differ in their draws"):
+        study_report.write(plan())
+
+
+def test_runs_of_other_settings_are_not_compared(page: Path):
+    results(Path("docs/study"), {"isotropic": 0.0, "residual": -0.02})
+    path = Path("docs/study/residual-1.json")
+    path.write_text(path.read_text().replace("1200", "2000"))
+    with pytest.raises(DataError, match="differ in more than their arms"):
         study_report.write(plan())
 
 

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,16 +22,20 @@ from typing import Annotated, Any, Self
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
 import yaml
 from pydantic import Field, model_validator
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from pipelines import executor, study_report, tracking
 from pipelines.stage import run as run_stage
 from pipelines.study_report import RESULTS
 from pipelines.sweep import apply
-from pipelines.train_unet import build_objective, fresh_denoiser
-from pipelines.training import LMDB, WEIGHTS
+from pipelines.train_unet import FOLDER as TRAINED
+from pipelines.train_unet import build_objective, fresh_denoiser, train_denoiser
+from pipelines.training import LMDB, WEIGHTS, finish
 from upsr.commands.scale import merge
 from upsr.config import Params, Section, parse
 from upsr.data.benchmarks import Benchmark, locate, open_benchmark
@@ -48,7 +52,6 @@ from upsr.pretrained import FILE, weights_file
 
 PLAN = Path("scales/study.yaml")
 FOLDER = Path("study")
-UNET = Path("models/unet")
 DECISIVE = ("scale", "seed", "degradation", "unet", "diffusion", "uncertainty", "train", "train_unet", "evaluate")
 """The sections that a run's figures depend on."""
 Positive = Annotated[int, Field(gt=0)]
@@ -61,6 +64,11 @@ class Question(Section):
     """The question, in words."""
     contrasts: Annotated[dict[str, tuple[str, str]], Field(min_length=1)]
     """Comparisons by name: the two arms whose difference is measured."""
+
+    @property
+    def arms(self) -> set[str]:
+        """The arms that it compares."""
+        return {arm for pair in self.contrasts.values() for arm in pair}
 
 
 class Plan(Section):
@@ -89,9 +97,8 @@ class Plan(Section):
     @model_validator(mode="after")
     def _arms_exist(self) -> Self:
         for name, question in self.questions.items():
-            for contrast, pair in question.contrasts.items():
-                for arm in set(pair) - self.arms.keys():
-                    raise ValueError(f"questions.{name}: `{contrast}` names the arm `{arm}`: add it to arms")
+            for arm in question.arms - self.arms.keys():
+                raise ValueError(f"questions.{name}: names the arm `{arm}`: add it to arms")
         return self
 
     def params(self, arm: str, seed: int) -> dict[str, Any]:
@@ -153,12 +160,17 @@ class Run:
 
 
 def remaining(plan: Plan) -> Iterator[Run]:
-    """The runs to do, all arms of a seed before the next seed. Reads the results so far at each run."""
-    for number, seed in enumerate(plan.seeds):
-        for arm in plan.arms:
-            run = Run(arm, seed, plan.params(arm, seed), plan.auxiliary)
-            if not run.is_done() and not (number >= plan.futile_after and study_report.is_futile(plan, arm)):
-                yield run
+    """The runs to do: by question, all arms of a seed before the next seed. Reads the results so far at each run."""
+    seen = set()
+    for question in plan.questions.values():
+        for number, seed in enumerate(plan.seeds):
+            for arm in plan.arms:
+                if arm not in question.arms or (arm, seed) in seen:
+                    continue
+                run = Run(arm, seed, plan.params(arm, seed), plan.auxiliary)
+                if not run.is_done() and not (number >= plan.futile_after and study_report.is_futile(plan, arm)):
+                    seen.add((arm, seed))
+                    yield run
 
 
 # ---- data
@@ -217,11 +229,14 @@ def execute(run: Run, plan: Plan, parent: str | None) -> None:
     Raises `CommandError` where the training fails, and `DataError` where anything could not be measured.
     """
     _lay_out(run)
-    start = time.monotonic()
-    executor.run([sys.executable, "-m", "pipelines.train_unet"], cwd=run.folder, log=print)
-    trained = time.monotonic() - start
     params = parse(Params, run.settings, run.name)
-    model = run.folder / UNET
+    remembered = (FOLDER / "auxiliary").resolve()
+    start = time.monotonic()
+    with chdir(run.folder):
+        train_denoiser(params, lambda g: Remembered(g, remembered))
+        finish(TRAINED)
+    trained = time.monotonic() - start
+    model = run.folder / TRAINED
     names = [f"{locate(name).name}-{kind}" for name in plan.benchmarks for kind in study_report.KINDS]
     benchmarks = [open_benchmark(FOLDER / "data/benchmarks" / name, params.scale) for name in names]
     outcome = evaluate(
@@ -259,6 +274,27 @@ def execute(run: Run, plan: Plan, parent: str | None) -> None:
     _keep(run, outcome.rows, facts, parent)
 
 
+class Remembered(nn.Module):
+    """g, whose outputs are kept in a folder: the arms of a seed see the same images, and g is half of a step's time."""
+
+    def __init__(self, g: nn.Module, folder: Path) -> None:
+        super().__init__()
+        self.g, self.folder = g, folder
+        state = (value for _, value in sorted(g.state_dict().items()))
+        self.digest = _digest(state)
+
+    def forward(self, lr: Tensor) -> Tensor:
+        """g(lr), (B, 3, h, w) in [0, 1] -> (B, 3, s·h, s·w)."""
+        bf16 = torch.is_autocast_enabled(lr.device.type)
+        path = self.folder / f"{self.digest}-{'bf16' if bf16 else 'fp32'}-{_digest([lr])}.safetensors"
+        if path.is_file():
+            return load_file(path)["g_y"]
+        g_y = self.g(lr)
+        with atomic(path) as temporary:
+            save_file({"g_y": g_y.contiguous()}, temporary)
+        return g_y
+
+
 def sheet(upscaler: Upscaler, path: Path) -> np.ndarray:
     """An LR image enlarged, the result, and the noise weight w by timestep, side by side: (H, W, 3) uint8."""
     lr = to_tensor(read_rgb(path))
@@ -285,7 +321,7 @@ def common_numbers(params: Params) -> dict[str, str]:
     }
 
 
-def _digest(tensors: Any) -> str:
+def _digest(tensors: Iterable[Tensor]) -> str:
     found = hashlib.sha256()
     for tensor in tensors:
         found.update(tensor.detach().float().numpy().tobytes())
@@ -315,10 +351,10 @@ def _keep(run: Run, rows: list[Row], facts: dict[str, Any], parent: str | None) 
     with tracking.start("study", run.name, dict(run.settings), tags) as tracker:
         tracker.metrics({f"{b}/{m}": float(v) for b, row in means.iterrows() for m, v in row.items()})
         tracker.artifact(RESULTS / f"{run.name}.csv")
-        tracker.artifact(run.folder / UNET / "log.csv")
+        tracker.artifact(run.folder / TRAINED / "log.csv")
     with atomic(RESULTS / f"{run.name}.json") as temporary:  # last: it says that the run is done
         temporary.write_text(json.dumps(facts, indent=1) + "\n")
-    shutil.rmtree(run.folder / UNET / "previews", ignore_errors=True)
+    shutil.rmtree(run.folder / TRAINED / "previews", ignore_errors=True)
 
 
 # ---- all runs

@@ -98,7 +98,7 @@ def answer(
 ) -> tuple[str, Path | None]:
     """One question's answer as Markdown, and the path of its forest plot; says what is not trained yet."""
     check_common(plan, facts)
-    arms = {arm for pair in plan.questions[question].contrasts.values() for arm in pair}
+    arms = plan.questions[question].arms
     done = {arm: [run for run in facts if run["arm"] == arm] for arm in plan.arms if arm in arms}
     missing = [arm for arm, runs in done.items() if not runs]
     lines = [f"Open: not trained yet: {', '.join(f'`{arm}`' for arm in missing)}.", ""] if missing else []

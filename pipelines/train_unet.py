@@ -1,5 +1,6 @@
 """Stage `train_unet`: trains the denoiser with g frozen."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -25,21 +26,29 @@ from upsr.training.unet_objective import UnetObjective
 
 FOLDER = Path("models/unet")
 ATD = Path("models/atd", FILE)
-CALIBRATION_PIXELS = 2**20  # of the patches that the uncertainty variant is calibrated on
+CALIBRATION = 256  # patches that the uncertainty variant is calibrated on, or fewer:
+CALIBRATION_PIXELS = 2**20  # of all of them
 EPSILON_STEPS = 100  # below this, ε-prediction is ill-posed
 
 
 def main() -> None:
     params = load_params()
+    begin(FOLDER)
+    train_denoiser(params)
+    finish(FOLDER)
+
+
+def train_denoiser(params: Params, wrap: Callable[[nn.Module], nn.Module] = lambda g: g) -> None:
+    """Trains the denoiser in the working directory, with `wrap(g)` in place of g."""
     recipe = params.train_unet
     detector = params.uncertainty.edge_weights if params.uncertainty.edges == "dexined" else None
-    begin(FOLDER)
 
     # auxiliary network
     atd_file = load_pretrained(ATD)
     atd_section = atd_file.section("atd", Atd)
-    atd = build_atd(atd_section, params.scale)
-    atd.load_state_dict(atd_file.parts["atd"])
+    g = build_atd(atd_section, params.scale)
+    g.load_state_dict(atd_file.parts["atd"])
+    atd = wrap(g)
     settings = {
         "scale": params.scale,
         "atd": atd_section,
@@ -56,7 +65,7 @@ def main() -> None:
             load_edge_detector(denoiser.uncertainty, detector)
         if params.uncertainty.normalise == "energy" or params.uncertainty.unit == "training":
             patches = PatchDataset(LMDB, recipe.patch, params.seed)
-            count = max(CALIBRATION_PIXELS // recipe.patch**2, 1)
+            count = max(min(CALIBRATION, CALIBRATION_PIXELS // recipe.patch**2), 1)
             objective.calibrate(denoiser, torch.stack([patches[i] for i in range(count)]), params.seed)
         return denoiser
 
@@ -92,7 +101,6 @@ def main() -> None:
         upscale=upscale,
         lr_scales={"uncertainty": params.uncertainty.lr_scale},
     )
-    finish(FOLDER)
 
 
 def fresh_denoiser(params: Params) -> Denoiser:

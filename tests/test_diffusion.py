@@ -219,6 +219,21 @@ def test_no_step_dominates_the_loss_of_epsilon():
         assert error.mean().item() == pytest.approx(0.01, rel=1e-2)
 
 
+def test_a_true_x_t_of_little_noise_counts_more_with_edm():
+    """EDM's λ = (σ² + σ_n²)/(σ σ_n)² in units of 1/σ²; a rolled-out x_t counts 1, and so does all else."""
+    p, sigma = process(), 0.05
+    weight = torch.full((2, 3, 4, 4), 0.5)
+    edm = Denoiser(Linear(), p, **PLAIN, predict="x0", skip="edm", sigma_data=sigma)
+    plain = Denoiser(Linear(), p, **PLAIN, predict="x0")
+    for t in range(1, 6):
+        time = torch.tensor([t, t])
+        noise = p.kappa * p.eta(time)[0].item() ** 0.5 * 0.5
+        found = edm.loss_weight(time, weight, torch.tensor([True, False]))
+        assert found[0].eq(1).all()
+        assert found[1, 0, 0, 0].item() == pytest.approx((sigma**2 + noise**2) / (sigma * noise) ** 2 * sigma**2)
+        assert plain.loss_weight(time, weight, torch.tensor([True, False])).eq(1).all()
+
+
 def test_a_respaced_denoiser_tells_the_network_the_trained_times():
     seen = []
 

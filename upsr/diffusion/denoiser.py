@@ -160,15 +160,21 @@ class Denoiser(nn.Module):
         noise = torch.where(rolled & ~last, process.epsilon(x, start, y_up, above, up), noise)
         return process.q_sample(start, y_up, weight, noise, t), weight
 
-    def loss_weight(self, t: Tensor, weight: Tensor) -> Tensor:
-        """The weight of x̂0's squared error, of `weight`'s shape (B, 3, H, W).
+    def loss_weight(self, t: Tensor, weight: Tensor, rolled: Tensor | None = None) -> Tensor:
+        """The weight of x̂0's squared error, of `weight`'s shape (B, 3, H, W); `rolled` (B,) as in `perturb`.
 
         It is 1 if the network predicts x0. If it predicts ε, x̂0's error is ε̂'s times κ√η_t w/(1−η_t), which diverges
         as η_t → 1. The inverse square of that factor makes the loss the plain MSE of ε̂: no timestep dominates.
+        With `skip: edm` it is 1 + σ²/(κ√η_t w)² (EDM's λ in units of 1/σ²; arXiv 2206.00364, table 1), so that a true
+        x_t of little noise counts; a rolled-out x_t is as far from x0 at every t, and counts 1.
         """
-        if self.predict == "x0":
+        noise = self.process.noise_level(t) * weight
+        if self.predict == "epsilon":
+            return ((1 - self.process.eta(t)) / noise) ** 2
+        if self.skip != "edm":
             return torch.ones_like(weight)
-        return ((1 - self.process.eta(t)) / (self.process.noise_level(t) * weight)) ** 2
+        lambda_ = 1 + (self.sigma_data / noise) ** 2
+        return lambda_ if rolled is None else torch.where(rolled.view(-1, 1, 1, 1), 1, lambda_)
 
     def perceptual_weight(self, t: Tensor) -> Tensor:
         """The weight of x̂0's perceptual distance, (B,): 1, or 1−η_t if the network predicts ε (see `loss_weight`)."""

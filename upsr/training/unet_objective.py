@@ -15,7 +15,7 @@ from upsr.training.perceptual import PerceptualLoss
 
 
 class UnetObjective(nn.Module):
-    """MSE(x̂0, x0) + λ · LPIPS(x̂0, x0).
+    """MSE(x̂0, x0), weighted by `Denoiser.loss_weight`, + λ · LPIPS(x̂0, x0).
 
     `rollout`: share of samples whose x_t the network makes itself (`Denoiser.perturb`). `lpips_share`: share of a
     micro-batch, at least one sample, that LPIPS is the mean of.
@@ -57,9 +57,10 @@ class UnetObjective(nn.Module):
         bare = cast(Denoiser, getattr(denoiser, "module", denoiser))  # DDP forwards calls, not attributes
         x0, y_up, g_y = self._images(lr, hr)
         t = (position * bare.process.steps).long() + 1
-        x_t, weight = bare.perturb(x0, lr, y_up, g_y, noise, t, rolled if self.rollout else None)
+        rolled = rolled if self.rollout else None
+        x_t, weight = bare.perturb(x0, lr, y_up, g_y, noise, t, rolled)
         estimate = denoiser(x_t, t, bare.condition(g_y, y_up), y_up, weight)
-        mse = (bare.loss_weight(t, weight) * (estimate - x0) ** 2).mean()
+        mse = (bare.loss_weight(t, weight, rolled) * (estimate - x0) ** 2).mean()
         n = max(1, round(self.lpips_share * len(hr)))
         lpips = (bare.perceptual_weight(t[:n]) * self.perceptual(estimate[:n].clamp(-1, 1), x0[:n])).mean()
         values = {"mse": mse, "lpips": lpips, "weight": weight.mean(), "energy": weight.square().mean()}

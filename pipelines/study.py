@@ -162,13 +162,13 @@ class Run:
 def remaining(plan: Plan) -> Iterator[Run]:
     """The runs to do: by question, all arms of a seed before the next seed. Reads the results so far at each run."""
     seen = set()
-    for question in plan.questions.values():
+    for name, question in plan.questions.items():
         for number, seed in enumerate(plan.seeds):
             for arm in plan.arms:
                 if arm not in question.arms or (arm, seed) in seen:
                     continue
                 run = Run(arm, seed, plan.params(arm, seed), plan.auxiliary)
-                if not run.is_done() and not (number >= plan.futile_after and study_report.is_futile(plan, arm)):
+                if not run.is_done() and not (number >= plan.futile_after and study_report.is_futile(plan, name, arm)):
                     seen.add((arm, seed))
                     yield run
 

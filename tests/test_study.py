@@ -141,11 +141,11 @@ def test_an_arm_whose_differences_are_all_equal_is_futile(page: Path):
     results(
         Path("docs/study"), {"isotropic": 0.0, "isotropic-equal": -0.02, "residual": -0.02, "edge-frequency": -0.02}
     )
-    assert study_report.is_futile(plan(), "edge-frequency")
-    assert not study_report.is_futile(plan(), "isotropic")
+    assert study_report.is_futile(plan(), "noise", "edge-frequency")
+    assert not study_report.is_futile(plan(), "noise", "isotropic")
     Path("docs/study/residual-0.json").unlink()
     Path("docs/study/residual-1.json").unlink()  # one seed is left: no interval
-    assert not study_report.is_futile(plan(), "edge-frequency")
+    assert not study_report.is_futile(plan(), "noise", "edge-frequency")
 
 
 def test_the_page_shows_the_committed_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -173,7 +173,8 @@ def test_a_study_runs_resumes_and_is_done(tmp_path: Path, weights: Path):
     planned["settings"]["train"] |= {"validate_every": 2, "select": {"psnr": 0.1, "lpips": 0}}
     arms = {name: planned["arms"][name] for name in ("isotropic", "residual")}
     planned |= {"arms": arms, "seeds": [0, 1], "benchmarks": ["data/own/Two"], "side": 8}
-    planned["questions"]["noise"]["contrasts"] = {"residual - isotropic": ["residual", "isotropic"]}
+    contrasts = {"residual - isotropic": ["residual", "isotropic"]}
+    planned["questions"] = {"noise": planned["questions"]["noise"] | {"contrasts": contrasts}}
     (tmp_path / "scales/study.yaml").write_text(yaml.safe_dump(planned))
     for i, name in enumerate(("a", "b")):
         image = torch.rand(3, 48, 64, generator=torch.Generator().manual_seed(i)).mul(255).byte().movedim(0, 2).numpy()

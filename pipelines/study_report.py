@@ -30,8 +30,8 @@ def write(plan: "Plan") -> list[Path]:
         block = re.compile(rf"(<!-- answer: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         if not block.search(page):
             raise DataError(f"{PAGE}: no `<!-- answer: {name} -->` with `<!-- end -->` below it: add both lines")
-        text, plot = answer(plan, name, values, facts)
-        plots += [plot] if plot else []
+        text, shown = answer(plan, name, values, facts)
+        plots += shown
         page = block.sub(lambda found, text=text: f"{found[1]}{text}{found[2]}", page)  # type: ignore[misc]
     with atomic(PAGE) as temporary:
         temporary.write_text(page, encoding="utf-8")
@@ -90,8 +90,8 @@ def _without(inputs: dict[str, Any], keys: set[str]) -> dict[str, Any]:
 
 def answer(
     plan: "Plan", question: str, values: pd.DataFrame, facts: Sequence[dict[str, Any]]
-) -> tuple[str, Path | None]:
-    """One question's answer as Markdown, and the path of its forest plot; says what is not trained yet."""
+) -> tuple[str, list[Path]]:
+    """One question's answer as Markdown, and the paths of its plots; says what is not trained yet."""
     check_common(plan, facts)
     arms = plan.questions[question].arms
     done = {arm: [run for run in facts if run["arm"] == arm] for arm in plan.arms if arm in arms}
@@ -99,24 +99,46 @@ def answer(
     lines = [f"Open: not trained yet: {', '.join(f'`{arm}`' for arm in missing)}.", ""] if missing else []
     table = contrasts(plan, question, values)
     if table.empty:
-        return "\n".join([*lines, ""]), None
+        return "\n".join([*lines, ""]), []
     lines += [*_means(plan, values, done), ""]
     for kind in KINDS:
         sentences = table[table["benchmark"].str.endswith(f"-{kind}") & table["metric"].isin(plan.primary)]
         lines += [f"{kind.capitalize()}:", "", *(f"- {sentence}." for sentence in sentences["sentence"]), ""]
-    plot = RESULTS / f"{question}.png"
-    forest(table, plot)
-    lines += [f"![Differences with their intervals]({plot.relative_to(PAGE.parent).as_posix()})", ""]
+    plots = [RESULTS / f"{question}.png"]
+    forest(table, plots[0])
+    lines += [_image("Differences with their intervals", plots[0]), ""]
+    if learned := [run for runs in done.values() for run in runs if run["mix"]]:
+        plots.append(RESULTS / f"{question}-mix.png")
+        _mix_plot(learned, plots[1])
+        lines += [_image("The share of edges in W during training", plots[1]), ""]
     for arm in done:
         path = RESULTS / f"{arm}.png"
         if path.is_file():
-            lines += [
-                f"`{arm}`: LR, result, w",
-                "",
-                f"![LR, result, w]({path.relative_to(PAGE.parent).as_posix()})",
-                "",
-            ]
-    return "\n".join(lines), plot
+            lines += [f"`{arm}`: LR, result, w", "", _image("LR, result, w", path), ""]
+    return "\n".join(lines), plots
+
+
+def _image(text: str, path: Path) -> str:
+    """An image of the page."""
+    return f"![{text}]({path.relative_to(PAGE.parent).as_posix()})"
+
+
+def _mix_plot(runs: Sequence[dict[str, Any]], path: Path) -> None:
+    """Writes how `mix`, the learned share of edges in W, moved in each run; a colour for each arm."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3), layout="constrained")
+    axes = figure.subplots()
+    arms = list(dict.fromkeys(run["arm"] for run in runs))
+    for run in runs:
+        number = arms.index(run["arm"])
+        label = run["arm"] if run is next(r for r in runs if r["arm"] == run["arm"]) else None
+        axes.plot(*zip(*run["mix"], strict=True), color=f"C{number}", label=label)
+    axes.set(xlabel="training step", ylabel="a of W = a·E + (1−a)·H")
+    axes.legend(fontsize="small")
+    axes.grid(alpha=0.3)
+    with atomic(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
 
 
 def _means(plan: "Plan", values: pd.DataFrame, done: dict[str, list[dict[str, Any]]]) -> list[str]:

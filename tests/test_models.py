@@ -96,6 +96,22 @@ def test_two_branches_are_mixed_by_the_detail_map():
     assert torch.equal(single(x, t, condition), detail)
 
 
+def test_a_placebo_moves_the_detail_map_by_half_of_the_image():
+    x, y_up, t = torch.rand(1, 3, 32, 48), torch.rand(1, 3, 32, 48), torch.tensor([1])
+    weight = 0.4 + 0.6 * torch.rand(1, 3, 32, 48)
+    seen = {}
+    for placebo in (False, True):
+        denoiser = fresh_denoiser(params(unet={"branches": 2, "placebo": placebo}))
+        forward = denoiser.network.forward
+        denoiser.network.forward = lambda *args, detail, f=forward, p=placebo: (
+            seen.update({p: detail}) or f(*args, detail)
+        )
+        denoiser(x, t, F.pixel_unshuffle(torch.cat([x, y_up], 1), 4), y_up, weight)
+    assert torch.allclose(seen[False], (weight - 0.4) / 0.6, atol=1e-6)
+    assert torch.equal(seen[True][..., 16:, 24:], seen[False][..., :16, :24])
+    assert torch.equal(seen[True][..., :16, :24], seen[False][..., 16:, 24:])
+
+
 @pytest.mark.parametrize("branches", [1, 2])
 @pytest.mark.parametrize("condition", [["sr", "bicubic"], ["bicubic"]])
 @pytest.mark.parametrize("skip", ["condition", "edm"])

@@ -33,7 +33,7 @@ def test_weights_carry_their_settings(tmp_path: Path):
 @pytest.mark.parametrize(("before", "skip"), [(True, "condition"), (False, "none")])
 def test_a_file_written_before_a_key_existed_has_its_value_of_then(tmp_path: Path, before: bool, skip: str):
     settings = {"scale": 4, "unet": params().unet.model_dump(mode="json") | {"global_skip": before}}
-    for key in ("skip", "sigma_data", "hr_inputs"):
+    for key in ("skip", "sigma_data", "hr_inputs", "placebo"):
         del settings["unet"][key]
     settings["uncertainty"] = params().uncertainty.model_dump(mode="json")
     for key in ("invert", "energy", "lr_scale", "unit"):

@@ -34,7 +34,7 @@ def test_every_planned_run_has_valid_settings(monkeypatch: pytest.MonkeyPatch):
         assert p.seed == 1
         assert p.train.init == "none"
         assert p.train.validate_every == p.train_unet.steps, "one checkpoint: nothing is chosen"
-        assert (p.uncertainty.normalise, p.unet.dim) == ("energy", 32)
+        assert (p.uncertainty.normalise, p.unet.dim) == ("energy", values.get("unet.dim", 32))
         assert p.uncertainty.variant == values["uncertainty.variant"]
 
 
@@ -113,6 +113,15 @@ def test_the_page_has_the_answer_in_words_and_a_plot(page: Path):
     assert read_rgb(plots[0]).std() > 10
     again = study_report.write(plan())
     assert (page.read_text(), again) == (text, plots)
+
+
+def test_the_page_shows_how_the_learned_mix_moved(page: Path):
+    results(Path("docs/study"), {"edge-frequency": 0.0, "inverted": -0.02})
+    path = Path("docs/study/inverted-1.json")
+    path.write_text(path.read_text().replace('"mix": null', '"mix": [[50, 0.5], [100, 0.6]]'))
+    assert Path("docs/study/sign-mix.png") in study_report.write(plan())
+    assert "(study/sign-mix.png)" in page.read_text()
+    assert read_rgb(Path("docs/study/sign-mix.png")).std() > 10
 
 
 def test_a_question_without_a_place_on_the_page_is_named(page: Path):

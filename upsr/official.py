@@ -140,6 +140,7 @@ def read_unet(state: State) -> tuple[Unet, int]:
         condition=("sr", "bicubic"),
         lr_size=LR_SIZE if mask is None else math.isqrt(len(mask)) * _window(table),
         branches=1,
+        placebo=False,
         skip="none",
         sigma_data=0.09,  # not used
         hr_inputs=False,

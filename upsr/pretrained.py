@@ -94,7 +94,7 @@ def load_pretrained(path: str | Path) -> Pretrained:
 def _completed(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings of a weights file with the keys that did not exist when it was written, at the values they had then."""
     later: dict[str, dict[str, Any]] = {
-        "unet": {"sigma_data": 0.09, "hr_inputs": False},
+        "unet": {"sigma_data": 0.09, "hr_inputs": False, "placebo": False},
         "uncertainty": {"invert": False, "energy": 0.3, "lr_scale": 1, "unit": "image"},
     }
     settings = {k: later.get(k, {}) | v if isinstance(v, dict) else v for k, v in settings.items()}

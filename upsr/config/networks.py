@@ -76,6 +76,9 @@ class Unet(Section):
     shifted windows."""
     branches: Literal[1, 2]
     """Number of decoders. With 2, one predicts detail and one smooth structure, blended by W = (w−b)/(1−b)."""
+    placebo: bool
+    """Two branches: move their W by half of the image, both ways, so that it tells nothing of the place. If the right W
+    gains anything, it gains over this."""
     skip: Literal["none", "condition", "edm"]
     """What the network corrects. `none`: nothing, its output is the image (the paper); `condition`: the first image of
     `condition`; `edm`: c·x_t + (1−c)·that image (arXiv 2206.00364). c is large where the noise is small and x_t

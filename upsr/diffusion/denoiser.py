@@ -27,8 +27,8 @@ class Denoiser(nn.Module):
 
     `times` lists the visited timesteps of the chain, ascending (default: all); t indexes this list. `uncertainty`
     weights the noise and may train with the network. A network with two `branches` also gets W = (w−b)/(1−b), the
-    share of its detail branch. The network's input is scaled as if E[w²] were `energy`; `equal_energy` makes it so, by
-    κ_v = κ √(energy / E[w²]) in place of κ.
+    share of its detail branch, moved by half of the image with `placebo`. The network's input is scaled as if E[w²]
+    were `energy`; `equal_energy` makes it so, by κ_v = κ √(energy / E[w²]) in place of κ.
     """
 
     sqrt_eta: Tensor
@@ -45,6 +45,7 @@ class Denoiser(nn.Module):
         predict: Literal["x0", "epsilon"],
         uncertainty: Variant,
         branches: Literal[1, 2] = 1,
+        placebo: bool = False,
         skip: Literal["none", "condition", "edm"] = "none",
         sigma_data: float = 0.09,
         hr_inputs: bool = False,
@@ -59,6 +60,7 @@ class Denoiser(nn.Module):
         self.register_buffer("times", torch.tensor([0, *times]), persistent=False)
         self.fractions = [t / process.steps for t in (0, *times)]
         self.scale, self.images, self.predict, self.branches = scale, tuple(condition), predict, branches
+        self.placebo = placebo
         self.skip, self.sigma_data, self.hr_inputs = skip, sigma_data, hr_inputs
         self.energy, self.equal_energy = energy, equal_energy
 
@@ -81,6 +83,8 @@ class Denoiser(nn.Module):
         extra = {}
         if self.branches == 2:
             detail = (weight - self.uncertainty.floor) / (1 - self.uncertainty.floor)  # W of w = b + (1−b) W
+            if self.placebo:
+                detail = detail.roll([size // 2 for size in detail.shape[2:]], (2, 3))
             trust = [detail.mean(1, keepdim=True)] if self.skip == "edm" else []
             extra["detail"] = torch.cat([detail, *trust], dim=1)
         if self.hr_inputs:  # x_t − ŷ of variance 1, as EDM's c_in makes it
@@ -206,6 +210,7 @@ def build_denoiser(
         predict=diffusion.predict,
         uncertainty=build_uncertainty(uncertainty),
         branches=unet.branches,
+        placebo=unet.placebo,
         skip=unet.skip,
         sigma_data=unet.sigma_data,
         hr_inputs=unet.hr_inputs,

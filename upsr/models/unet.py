@@ -244,5 +244,5 @@ def build_unet(cfg: Unet, scale: int) -> UNet:
         condition_images=len(cfg.condition),
         out_channels=4 if cfg.skip == "edm" else 3,
         zero_init=cfg.skip != "none",
-        **cfg.model_dump(exclude={"condition", "skip", "sigma_data"}),
+        **cfg.model_dump(exclude={"condition", "placebo", "skip", "sigma_data"}),
     )

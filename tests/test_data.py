@@ -22,7 +22,7 @@ from upsr.acquisition.sources import SAMPLES
 from upsr.config import load_params
 from upsr.data.benchmarks import open_benchmark
 from upsr.data.datasets import PatchDataset, step_batches
-from upsr.data.lmdb_store import FIRST_MAP, Reader, pack
+from upsr.data.lmdb_store import FIRST_MAP, Reader, pack, verify
 from upsr.data.subimages import crop, positions
 from upsr.files import DataError
 
@@ -308,6 +308,21 @@ def test_a_store_that_cannot_be_read_ends_in_one_line(store, tmp_path):
 
 
 # loader
+
+
+@pytest.mark.parametrize("encoding", ["png", "raw"])
+def test_a_store_without_a_digest_is_verified_by_decoding(album: Path, tmp_path: Path, encoding: str):
+    pack(album, tmp_path / "x.lmdb", encoding)
+    (tmp_path / "x.lmdb/sha256").unlink()  # as BasicSR's stores are
+    assert verify(tmp_path / "x.lmdb") == 6
+    reader = Reader(tmp_path / "x.lmdb")
+    with reader._environment().begin() as transaction:
+        value = transaction.get(reader.keys[0])
+    for i, damaged in enumerate((value[:9], value[:-5])):
+        with lmdb.open(str(tmp_path / f"{i}.lmdb"), map_size=2**20) as env, env.begin(write=True) as transaction:
+            transaction.put(b"cut", damaged)
+        with pytest.raises(images.ImageError, match=rf"{i}\.lmdb: cut: "):
+            verify(tmp_path / f"{i}.lmdb")
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -114,8 +114,11 @@ def decode(value: bytes | memoryview, name: str) -> np.ndarray:
     if value[: len(RAW)] != RAW:
         return images.as_rgb8(images.decode(bytes(value), name))
     start = len(RAW) + 8
-    height, width = struct.unpack_from("<II", value, len(RAW))
-    return np.frombuffer(value, np.uint8, offset=start).reshape(height, width, 3)
+    try:
+        height, width = struct.unpack_from("<II", value, len(RAW))
+        return np.frombuffer(value, np.uint8, offset=start).reshape(height, width, 3)
+    except (struct.error, ValueError):
+        raise images.ImageError(f"{name}: cut or damaged: run the `pack` stage again") from None
 
 
 def _batches(paths: Iterable[Path]) -> Iterator[list[Path]]:
@@ -127,14 +130,20 @@ def _batches(paths: Iterable[Path]) -> Iterator[list[Path]]:
 def verify(path: str | Path) -> int:
     """Reads every image of a store and compares the digest with `pack`'s; returns how many images there are.
 
-    Raises `DataError` where the digests differ, and as `Reader` does.
+    Every image of a store without a digest, such as BasicSR's, is decoded instead. Raises `DataError` where the digests
+    differ, `ImageError` for a damaged image, and as `Reader` does.
     """
     reader, digest = Reader(path), hashlib.sha256()
+    written = reader.path / "sha256"
+    if not written.is_file():
+        for index in range(len(reader)):
+            reader.read(index)
+        return len(reader)
     with reader._environment().begin(buffers=True) as transaction:
         for key, value in transaction.cursor():
             digest.update(key)
             digest.update(value)
-    if digest.hexdigest() != (reader.path / "sha256").read_text().strip():
+    if digest.hexdigest() != written.read_text().strip():
         raise DataError(f"{path}: does not match its SHA-256: run `dvc repro -f -s pack`")
     return len(reader)
 

@@ -113,29 +113,29 @@ def _locks() -> Path:
 
 
 @flow
-def nightly(root: str | None = None) -> State[None]:
-    """Evaluates the champion and the newest candidate on every available benchmark.
+def nightly(root: str | None = None, accept: bool = False) -> State[None]:
+    """Evaluates the champion and the newest candidate on every available benchmark; gate.py judges them.
 
-    A regression fails the flow, and the champion stays. A candidate that improves by the rules of `nightly` in
-    params.yaml becomes the champion. Raises `Regression` for a regression, else `JobsFailed` where jobs failed.
+    A promoted candidate becomes the champion. `accept` takes the champion's figures of this night as those to be
+    reproduced, after a benchmark was changed on purpose. Raises `Alarm` where the champion's figures could not be
+    reproduced.
     """
     with _project(root) as (folder, params):
-        run = nightly_logic.begin(params)
+        run = nightly_logic.begin(params, accept)
         if not executor.gpus(params.jobs.devices):
             run.told.append("no GPU was found: evaluated on the CPU")
         commands = nightly_logic.evaluations(run, params)
         failed = fan_out([Job(*job) for job in commands.items()], folder, params.jobs)
-        nightly_logic.judge(run, params.nightly)
-        record, page = nightly_logic.save(run), nightly_logic.markdown(run)
+        run.told += [f"the job {name} failed" for name in failed]
+        verdict = nightly_logic.judge(run, params)
+        record, page = nightly_logic.save(run, verdict), nightly_logic.markdown(run, verdict)
         get_run_logger().info("%s\n%s", record, page)
         create_markdown_artifact(page, key="nightly", description=f"Nightly evaluation {run.name}")
-        if run.worse:
-            raise nightly_logic.Regression(nightly_logic.verdict(run))
-        if run.promotes:
-            registry.promote(run.promotes)
-        if failed:
-            raise executor.JobsFailed(failed)
-        return Completed(message=nightly_logic.verdict(run))
+        if verdict.alarm:
+            raise nightly_logic.Alarm(str(verdict))
+        if verdict.outcome == "promoted":
+            registry.promote(run.models["candidate"].version)
+        return Completed(message=str(verdict))
 
 
 @flow
@@ -178,7 +178,10 @@ def main() -> None:
     once = commands.add_parser("pipeline", help="run all stages in order")
     once.add_argument("--force", action="store_true", help="also run stages that are up to date")
     commands.add_parser("sweep", help="run the experiments of params.yaml that are not done yet")
-    commands.add_parser("nightly", help="evaluate and compare the champion and the candidate")
+    night = commands.add_parser("nightly", help="evaluate and compare the champion and the candidate")
+    night.add_argument(
+        "--accept", action="store_true", help="take the champion's figures of this night as those to be reproduced"
+    )
     commands.add_parser("serve", help="run `nightly` on its schedule until stopped")
     arguments = parser.parse_args()
     try:
@@ -188,7 +191,7 @@ def main() -> None:
             case "sweep":
                 sweep()
             case "nightly":
-                nightly()
+                nightly(accept=arguments.accept)
             case "serve":
                 serve_nightly()
     except (ValueError, RuntimeError) as error:

@@ -1,194 +1,197 @@
 """The nightly evaluation: champion and newest candidate on every available benchmark.
 
-Each is compared with its previous nightly run, and the candidate with the champion. This module decides what is a
-regression and whether the champion changes; flows.py runs it.
+This module collects the evidence of a night and keeps its record; gate.py judges it, flows.py runs it.
 """
 
 import json
+import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from pipelines import registry, tracking
-from upsr.config import Nightly, Params
-from upsr.data.benchmarks import locate, open_benchmark
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipelines import gate, registry, tracking
+from pipelines.gate import Case, Evidence, Required, Values, Verdict
+from upsr.config import Params
+from upsr.data.benchmarks import locate, open_benchmarks
+from upsr.evaluation.metrics import needs_reference
+from upsr.evaluation.statistics import NAMES
 from upsr.files import DataError, atomic, sha256
-from upsr.images import ImageError
-from upsr.pretrained import FILE
 
 REPORTS = Path("reports/nightly")
-LOCAL = Path("models/unet", FILE)  # the candidate if the registry has no model
-Figures = Mapping[str, Mapping[str, float]]
-"""Benchmark -> metric -> mean."""
+ALWAYS = ("psnr", "ssim")  # measured besides `evaluate.metrics`
 
 
-class Regression(RuntimeError):
-    """A metric is worse than its tolerance allows. The message lists all such metrics."""
+class Alarm(RuntimeError):
+    """The champion's figures could not be reproduced."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model that is evaluated; `digest` is the SHA-256 of its weights file."""
+    """A model of a night: its number in the registry, the SHA-256 of its weights, and their file.
 
-    source: str
-    version: str | None
+    `weights` is None for bicubic, and for a model whose weights cannot be used, which is then not measured.
+    """
+
+    version: str
     digest: str
-    weights: Path
+    weights: Path | None
 
 
-@dataclass(frozen=True)
-class Row:
-    """One metric of a model, now and `before`: its previous run or the champion."""
+class Record(BaseModel):
+    """What later nights read of a night's record, `NAME.json`."""
 
-    model: str
-    against: str
-    benchmark: str
-    metric: str
-    before: float
-    now: float
-    worse: bool
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
-    def __str__(self) -> str:
-        figure = f"{self.model} on {self.benchmark}: {self.metric} {self.now:.4f}"
-        return f"{figure}, {self.against} {self.before:.4f}"
+    name: str
+    settings: dict[str, Any]
+    digests: dict[str, str]
+    """Role (`champion`, `candidate`, `bicubic`) -> SHA-256 of the weights."""
+    images: dict[str, str]
+    """Benchmark -> digest of its images."""
+    values: dict[str, dict[str, dict[str, dict[str, float | None]]]]
+    """Role -> benchmark -> image -> metric -> value."""
+    complete: list[str]
+    """The roles that have every required value."""
+    crowned: str | None
+    """SHA-256 of the weights that became the champion."""
+    accepted: bool
+    """True if from this night on, the champion's figures are those of this night."""
+
+    def evidence(self, digest: str) -> Evidence | None:
+        """What these weights measured, in whatever role; None if they were not, or not completely."""
+        role = next((role for role in self.complete if self.digests.get(role) == digest), None)
+        return None if role is None else Evidence(self.name, digest, self.images, self.values[role])
 
 
 @dataclass
 class NightlyRun:
-    """A nightly run. Field names are the keys of its record `NAME.json`."""
+    """A nightly run: what is there to be measured, and later what was."""
 
     name: str
     settings: dict[str, Any]
-    """Figures are compared only between runs with equal settings."""
+    """Figures are compared only between nights with equal settings."""
+    history: Sequence[Record]
+    """The readable records of earlier nights, in order."""
+    accept: bool
+    """Take the champion's figures of this night as those that later nights must reproduce."""
+    images: dict[str, str] = field(default_factory=dict)
+    """Benchmark -> digest of its images."""
+    folders: dict[str, Path] = field(default_factory=dict)
+    """Benchmark -> folder."""
+    required: Required = field(default_factory=dict)
     models: dict[str, Model] = field(default_factory=dict)
-    benchmarks: dict[str, str] = field(default_factory=dict)
-    """Name -> SHA-256 of the images."""
-    figures: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
-    """Role (`champion`, `candidate`) -> benchmark -> metric -> mean."""
-    rows: list[Row] = field(default_factory=list)
+    """Role -> model."""
+    values: dict[str, Values] = field(default_factory=dict)
+    """Role -> figures."""
+    lost: list[str] = field(default_factory=list)
+    """Why evidence is missing that should be there whatever the candidate is."""
     told: list[str] = field(default_factory=list)
-    """Notes about what was missing or failed."""
-    promotes: str | None = None
-    """The version that becomes the champion."""
+    """Notes."""
 
     @property
     def folder(self) -> Path:
-        """The folder of the evaluations' per-image figures."""
+        """The folder of the evaluations' results."""
         return REPORTS / self.name
 
-    @property
-    def worse(self) -> list[Row]:
-        """The rows that regressed."""
-        return [row for row in self.rows if row.worse]
+    def evidence(self, role: str) -> Evidence | None:
+        """What a model measured this night; None for a role that nobody has."""
+        model = self.models.get(role)
+        return Evidence(self.name, model.digest, self.images, self.values.get(role, {})) if model else None
 
 
-def begin(params: Params) -> NightlyRun:
-    """Creates a run with the available models and benchmarks. `told` lists what is missing."""
+def begin(params: Params, accept: bool = False) -> NightlyRun:
+    """Creates a run with the available models and benchmarks. `told` and `lost` list what is missing."""
     evaluation = params.evaluate
     settings = {"protocol": evaluation.protocol, "seed": evaluation.seeds[0], "tile": evaluation.tile}
-    run = NightlyRun(_name(datetime.now()), settings)
+    notes: list[str] = []
+    name = _name(datetime.now())
+    run = NightlyRun(name, settings, _history(name, notes), accept, told=notes)
     run.folder.mkdir(parents=True)
-    run.models = _models(run.told)
-    for name in evaluation.benchmarks:
-        try:
-            benchmark = open_benchmark(locate(name), params.scale)
-            run.benchmarks[benchmark.name] = benchmark.digest
-        except (DataError, ImageError) as error:
-            run.told.append(f"benchmark {name} is absent: {error}")
+    _add_benchmarks(run, params)
+    _add_models(run)
     return run
 
 
 def evaluations(run: NightlyRun, params: Params) -> dict[str, list[str]]:
-    """Job name -> command, for every model on every benchmark. Each writes NAME.json to the run's folder."""
-    folders = {name.rpartition("/")[2]: locate(name) for name in params.evaluate.benchmarks}
-    options = {"protocol": params.evaluate.protocol, "tile": params.evaluate.tile, "seed": params.evaluate.seeds[0]}
+    """Job name -> command, for every model on every benchmark. Each writes ROLE-BENCHMARK.json to the run's folder."""
+    options = run.settings | {"scale": params.scale}
     shared = [text for key, value in options.items() for text in (f"--{key}", str(value))]
-    shared += ["--metrics", *params.evaluate.metrics]
-    command = [sys.executable, "-m", "upsr", "evaluate", *shared]
+    command = [sys.executable, "-m", "upsr", "evaluate", *shared, "--metrics", *params.evaluate.metrics]
+    models = {role: str(model.weights.resolve()) for role, model in run.models.items() if model.weights}
+    models |= {"bicubic": "bicubic"} if "bicubic" in run.models else {}
     return {
         f"{role}-{name}": [
-            *[*command, "--model", str(model.weights.resolve()), "--benchmark", str(folders[name])],
+            *[*command, "--model", model, "--benchmark", str(folder)],
             *["--json", str(run.folder / f"{role}-{name}.json")],
         ]
-        for role, model in run.models.items()
-        for name in run.benchmarks
+        for role, model in models.items()
+        for name, folder in run.folders.items()
     }
 
 
-def judge(run: NightlyRun, rules: Nightly) -> None:
-    """Reads the figures, compares them, and decides whether the champion changes.
-
-    Each model is compared with the last run that had the same weights, and the candidate with the champion.
-    """
-    run.figures = {role: _figures(run, role) for role in run.models}
-    for role, model in run.models.items():
-        date, figures = _previous(run, model.digest)
-        run.rows += compare(run.figures[role], figures, rules, role, f"on {date}")
-    champion, candidate = run.figures.get("champion"), run.figures.get("candidate")
-    if champion is not None and candidate is not None:
-        run.rows += compare(candidate, champion, rules, "candidate", "champion")
-    _promote(run, rules)
-
-
-def compare(now: Figures, before: Figures, rules: Nightly, model: str, against: str) -> list[Row]:
-    """A row for each metric of `rules` that both models have."""
-    rows = []
-    for benchmark, metric in _judged(now, rules):
-        if metric in before.get(benchmark, {}):
-            old, new = before[benchmark][metric], now[benchmark][metric]
-            worse = _gain(old, new, metric, rules) < -rules.metrics[metric].tolerance
-            rows.append(Row(model, against, benchmark, metric, old, new, worse))
-    return rows
+def judge(run: NightlyRun, params: Params) -> Verdict:
+    """Reads the figures of this night, and judges them against the champion's own and earlier champions'."""
+    run.values = {role: _figures(run, role) for role in run.models}
+    champion, candidate = run.evidence("champion"), run.evidence("candidate")
+    crowned = {r.crowned: r for r in run.history if r.crowned and r.settings == run.settings}
+    present = {own.digest for own in (champion, candidate) if own}
+    return gate.judge(
+        Case(
+            run.required,
+            champion,
+            candidate,
+            _reference(run, champion.digest) if champion and not run.accept else None,
+            [own for digest, r in crowned.items() if digest not in present and (own := r.evidence(digest))],
+            run.evidence("bicubic"),
+            run.lost,
+        ),
+        params.nightly,
+    )
 
 
-def improves(now: Figures, before: Figures, rules: Nightly) -> bool:
-    """True if the metric `rules.improves`, averaged over the benchmarks, gained more than `rules.by`.
-
-    False if `now` lacks a figure that `before` has.
-    """
-    if set(_judged(before, rules)) - set(_judged(now, rules)):
-        return False
-    metric = rules.improves
-    gains = [_gain(before[b][m], now[b][m], m, rules) for b, m in _judged(before, rules) if m == metric]
-    return bool(gains) and fmean(gains) > rules.by
-
-
-def markdown(run: NightlyRun) -> str:
-    """The verdict, the notes, and a table with the regressions first."""
-    lines = [f"**{verdict(run)}**", "", *[f"- {text}" for text in run.told], ""]
-    lines += ["| model | benchmark | metric | against | before | tonight | change |", "|---|---|---|---|--:|--:|--:|"]
-    for row in sorted(run.rows, key=lambda row: not row.worse):
-        figures = f"{row.before:.4f} | {row.now:.4f} | {row.now - row.before:+.4f}{' **worse**' * row.worse}"
-        lines.append(f"| {row.model} | {row.benchmark} | {row.metric} | {row.against} | {figures} |")
+def markdown(run: NightlyRun, verdict: Verdict) -> str:
+    """The verdict, its reasons, the notes, and a table of the comparisons."""
+    lines = [f"**{'ALARM, ' * verdict.alarm}{verdict.outcome}**", "", *[f"- {text}" for text in verdict.reasons]]
+    lines += [*[f"- note: {text}" for text in run.told], ""]
+    lines += ["| model | against | metric | benchmark | before | tonight | change |", "|---|---|---|---|--:|--:|--:|"]
+    for c in verdict.comparisons:
+        for benchmark, (before, now) in c.benchmarks.items():
+            figures = f"{before:.4f} | {now:.4f} | {now - before:+.4f}"
+            lines.append(f"| {c.model} | {c.against} | {c.metric} | {benchmark} | {figures} |")
     return "\n".join(lines)
 
 
-def verdict(run: NightlyRun) -> str:
-    """The outcome in one line."""
-    if run.worse:
-        return f"Regression, the champion stays: {'; '.join(map(str, run.worse))}"
-    if run.promotes:
-        return f"Version {run.promotes} becomes the champion"
-    if not any(run.figures.values()):
-        return "Nothing was measured"
-    return "No regression; the champion stays"
-
-
-def save(run: NightlyRun) -> Path:
+def save(run: NightlyRun, verdict: Verdict) -> Path:
     """Writes the record, and one MLflow run per model in the experiment `nightly`. Returns the record's path."""
-    models = {role: asdict(model) | {"weights": str(model.weights)} for role, model in run.models.items()}
-    record = asdict(run) | {"models": models, "verdict": verdict(run), "commit": tracking.git_commit()}
+    complete = [role for role, own in _measured(run).items() if not gate.gaps(role, own, run.required)]
+    record = {
+        "name": run.name,
+        "settings": run.settings,
+        "digests": {role: model.digest for role, model in run.models.items()},
+        "versions": {role: model.version for role, model in run.models.items()},
+        "images": run.images,
+        "values": run.values,
+        "complete": complete,
+        "crowned": run.models["candidate"].digest if verdict.outcome == "promoted" else None,
+        "accepted": run.accept and not verdict.alarm and "champion" in complete,
+        "verdict": asdict(verdict),
+        "told": run.told,
+        "commit": tracking.git_commit(),
+    }
     path = run.folder.with_suffix(".json")
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(record, indent=2) + "\n")
-    for role, model in run.models.items():
-        tags = {"role": role, "version": model.version or "", "sha256": model.digest}
+        temporary.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
+    for role, own in _measured(run).items():
+        tags = {"role": role, "version": run.models[role].version, "sha256": own.digest}
+        tags |= {"outcome": verdict.outcome}
         with tracking.start("nightly", f"{run.name}-{role}", run.settings, tags) as tracker:
-            tracker.metrics({f"{b}/{m}": v for b, values in run.figures[role].items() for m, v in values.items()})
+            tracker.metrics(dict(_means(own.values)))
             tracker.artifact(path)
     return path
 
@@ -199,69 +202,126 @@ def _name(now: datetime) -> str:
     return f"{now:%Y-%m-%d-%H%M%S}" if (REPORTS / date).exists() or (REPORTS / f"{date}.json").exists() else date
 
 
-def _models(notes: list[str]) -> dict[str, Model]:
+def _history(name: str, notes: list[str]) -> list[Record]:
+    """The records of nights before `name`. A damaged one is set aside and named once; one of the future is named."""
+    records = []
+    for path in sorted(REPORTS.glob("*.json"), key=lambda path: path.stem):
+        try:
+            record = Record.model_validate_json(path.read_bytes())
+        except ValidationError:
+            aside = path.rename(path.with_suffix(".damaged"))
+            notes.append(f"{path} is not a record of a night that this version can read: it is {aside.name} now")
+            continue
+        if record.name < name:
+            records.append(record)
+        else:
+            notes.append(f"{path} is a record of the future, and is not read: remove it")
+    return records
+
+
+def _add_benchmarks(run: NightlyRun, params: Params) -> None:
+    judged = {m for m in params.nightly.metrics if m in (*ALWAYS, *params.evaluate.metrics)}
+    run.told += [
+        f"{m} is in nightly.metrics, but not in evaluate.metrics" for m in params.nightly.metrics.keys() - judged
+    ]
     try:
-        versions = {"champion": registry.champion(), "candidate": registry.newest()}
-        models = {role: _registered(str(version.version)) for role, version in versions.items() if version is not None}
+        found, absent = open_benchmarks(params.evaluate.benchmarks, params.scale)
+    except DataError as error:
+        run.lost.append(str(error))
+        return
+    folders = {benchmark.name: locate(name) for name in params.evaluate.benchmarks for benchmark in found
+               if locate(name).resolve().name == benchmark.name}  # fmt: skip
+    run.told += [f"benchmark {name} is absent: {why}" for name, why in absent.items()]
+    run.images = {benchmark.name: benchmark.digest for benchmark in found}
+    run.folders = {name: folders[name] for name in run.images}
+    run.required = {
+        benchmark.name: {
+            pair.name: frozenset(m for m in judged if pair.hr is not None or not needs_reference(m))
+            for pair in benchmark.pairs
+        }
+        for benchmark in found
+    }
+
+
+def _add_models(run: NightlyRun) -> None:
+    """The champion, the newest version where it has other weights, and bicubic where there is no champion."""
+    try:
+        champion, newest = registry.champion(), registry.newest()
     except Exception as error:
-        if not (isinstance(error, ValueError) or tracking.may_pass(error)):
+        if not tracking.may_pass(error):
             raise
-        notes.append(f"no registered model is available, so the champion stays: {error}")
-        models = {}
-    if not models and LOCAL.is_file():
-        notes.append(f"the registry has no model: the candidate is {LOCAL}")
-        models = {"candidate": Model(str(LOCAL), None, sha256(LOCAL), LOCAL)}
-    if not models:
-        notes.append(f"there is no model: neither in the registry nor at {LOCAL}")
-    if len(models) == 2 and models["champion"].digest == models["candidate"].digest:
-        del models["candidate"]
-    return models
+        run.lost.append(f"the champion is unknown, since MLflow does not answer: {tracking.one_line(error)}")
+        return
+    crowned = [record for record in run.history if record.crowned]
+    if champion:
+        run.models["champion"] = _registered(str(champion.version), champion.tags, run.lost)
+    elif crowned:
+        run.lost.append(
+            f"no version has the alias `{registry.CHAMPION}`, but {crowned[-1].name} crowned one with SHA-256 "
+            f"{crowned[-1].crowned}: set the alias (docs/operations.md)"
+        )
+    if newest is None:
+        run.told.append("the registry has no model: `dvc repro` registers the one that it measures")
+        return
+    candidate = _registered(str(newest.version), newest.tags, run.told)
+    if champion is None or candidate.digest != run.models["champion"].digest:
+        run.models["candidate"] = candidate
+    if not champion:
+        run.models["bicubic"] = Model("", "bicubic", None)
 
 
-def _registered(number: str) -> Model:
-    source = f"models:/{registry.NAME}/{number}"
-    weights = registry.weights_of(source)
-    return Model(source, number, sha256(weights), weights)
+def _registered(number: str, tags: Mapping[str, str], problems: list[str]) -> Model:
+    """A version and its weights, which must be those that were registered; otherwise `problems` says why not."""
+    digest = tags.get("sha256", "")
+    try:
+        weights = registry.weights_of(f"models:/{registry.NAME}/{number}")
+        found = sha256(weights)
+    except (ValueError, OSError) as error:
+        problems.append(f"version {number} cannot be measured: {error}")
+        return Model(number, digest, None)
+    if found != digest:
+        problems.append(f"version {number} is not measured: {weights} has other weights than were registered")
+        return Model(number, digest, None)
+    return Model(number, digest, weights)
 
 
-def _figures(run: NightlyRun, role: str) -> dict[str, dict[str, float]]:
-    """Benchmark -> metric -> mean, from the evaluations' JSON files. `told` lists what failed."""
-    figures = {}
-    for benchmark in run.benchmarks:
+def _measured(run: NightlyRun) -> dict[str, Evidence]:
+    return {role: own for role in run.models if (own := run.evidence(role))}
+
+
+def _figures(run: NightlyRun, role: str) -> Values:
+    """Benchmark -> image -> metric -> value, from the evaluations' JSON files. `told` lists what failed."""
+    figures: dict[str, dict[str, dict[str, float | None]]] = {}
+    for benchmark in run.images:
         path = run.folder / f"{role}-{benchmark}.json"
         if not path.is_file():
-            run.told.append(f"{role} on {benchmark}: the evaluation failed")
+            run.told.append(f"{role} on {benchmark}: not measured")
             continue
-        result = json.loads(path.read_text())
+        result = json.loads(path.read_text(encoding="utf-8"))
         run.told += [f"{role} on {benchmark}, {lost['picture']}: {lost['reason']}" for lost in result["failed"]]
         run.told += [f"{name} is absent: {why}" for name, why in result["absent"].items()]
-        figures[benchmark] = result["mean"]
+        figures[benchmark] = {
+            row["picture"]: {m: v if math.isfinite(v) else None for m, v in row.items() if m not in NAMES}
+            for row in result["rows"]
+        }
     run.told = list(dict.fromkeys(run.told))
     return figures
 
 
-def _previous(run: NightlyRun, digest: str) -> tuple[str, Figures]:
-    """The last run with these weights and settings, and its figures on benchmarks with unchanged images."""
-    for path in sorted(REPORTS.glob("*.json"), key=lambda path: path.stem, reverse=True):
-        record = json.loads(path.read_text())
-        roles = [role for role, model in record["models"].items() if model["digest"] == digest]
-        if roles and record["settings"] == run.settings:
-            same = {name for name, images in record["benchmarks"].items() if run.benchmarks.get(name) == images}
-            return record["name"], {b: values for b, values in record["figures"][roles[0]].items() if b in same}
-    return "", {}
+def _means(values: Values) -> Iterator[tuple[str, float]]:
+    """(BENCHMARK/METRIC, mean over the images) for each metric that every image of a benchmark has."""
+    for benchmark, images in values.items():
+        for metric in sorted({m for figures in images.values() for m in figures}):
+            own = [figures.get(metric) for figures in images.values()]
+            if all(value is not None for value in own):
+                yield f"{benchmark}/{metric}", fmean(value for value in own if value is not None)
 
 
-def _judged(figures: Figures, rules: Nightly) -> Iterator[tuple[str, str]]:
-    return ((b, metric) for b, values in figures.items() for metric in rules.metrics if metric in values)
-
-
-def _gain(old: float, new: float, metric: str, rules: Nightly) -> float:
-    return new - old if rules.metrics[metric].better == "higher" else old - new
-
-
-def _promote(run: NightlyRun, rules: Nightly) -> None:
-    candidate, figures = run.models.get("candidate"), run.figures
-    if run.worse or candidate is None or candidate.version is None or not figures["candidate"]:
-        return
-    if "champion" not in run.models or improves(figures["candidate"], figures["champion"], rules):
-        run.promotes = candidate.version
+def _reference(run: NightlyRun, digest: str) -> Evidence | None:
+    """The champion's figures that this night must reproduce: those last accepted, else of the night that crowned it,
+    else its first."""
+    own = [r for r in run.history if r.settings == run.settings and r.evidence(digest)]
+    accepted = [r for r in own if r.accepted and r.digests.get("champion") == digest]
+    crowned = [r for r in own if r.crowned == digest]
+    first = accepted[-1:] or crowned[:1] or own[:1]
+    return first[0].evidence(digest) if first else None

@@ -219,7 +219,7 @@ def test_deployments_fire_on_schedule_and_a_cancelled_one_leaves_no_process(
     tmp_path: Path, server: dict[str, str], api
 ) -> None:
     """The scheduled runs are what fails, in silence, with a SQLAlchemy that is too new. The night has neither a
-    model, a benchmark, a GPU nor MLflow, and says so."""
+    model, a benchmark, a GPU nor MLflow: it fails, and says so."""
     sleeper = json.dumps(f'python -c "import time; time.sleep(600) # {tmp_path}"')
     endless = project(tmp_path / "endless", f"stages:\n  train_unet: {{cmd: {sleeper}}}\n")
     bare = tmp_path / "bare"
@@ -255,10 +255,11 @@ def test_deployments_fire_on_schedule_and_a_cancelled_one_leaves_no_process(
             return next((run.state for run in nights if run.auto_scheduled and run.state.is_final()), None)
 
         until(night)
-        assert (night().name, night().message) == ("Completed", "Nothing was measured")
-        told = json.loads(next(bare.glob("reports/nightly/*.json")).read_text())["told"]
-        for what in ("no registered model is available", "no model", "nowhere is absent", "no GPU"):
-            assert any(what in line for line in told)
+        assert night().name == "Failed"
+        record = json.loads(next(bare.glob("reports/nightly/*.json")).read_text())
+        assert any("no GPU" in line for line in record["told"])
+        for what in ("MLflow does not answer", "none of nowhere is available"):
+            assert any(what in line for line in record["verdict"]["reasons"]) and what in night().message
     finally:
         os.killpg(worker.pid, signal.SIGKILL)
         worker.wait()

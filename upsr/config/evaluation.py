@@ -27,23 +27,23 @@ class Evaluate(Section):
 
 
 class Judged(Section):
-    """How one metric is judged between two nights or two models."""
+    """How one metric is judged, between two nights or two models on the same images."""
 
     better: Literal["higher", "lower"]
     """Direction in which the metric improves."""
     tolerance: Annotated[float, Field(ge=0)]
-    """Largest loss of a benchmark's mean that is not a regression, in units of the metric."""
+    """Largest loss that is no harm, and largest difference that is no drift, in units of the metric."""
 
 
 class Nightly(Section):
     """How the nightly evaluation judges the champion and the candidate."""
 
     metrics: Annotated[dict[str, Judged], Field(min_length=1)]
-    """Judged metrics by name; the others are reported only."""
+    """Judged metrics by name. Those that `evaluate.metrics` has too must have a value for every image."""
     improves: str
     """Metric that a candidate must improve, as a mean over the benchmarks, to become champion."""
     by: Annotated[float, Field(ge=0)]
-    """Gain in `improves` that a candidate must exceed; no benchmark may lose more than its tolerance."""
+    """Gain in `improves` that a candidate must exceed, and that must not be chance."""
 
     @model_validator(mode="after")
     def _improves_is_judged(self) -> Self:

@@ -108,6 +108,15 @@ def higher_is_better(name: str) -> bool:
     return not DEFAULT_CONFIGS[name].get("lower_better", False)
 
 
+def needs_reference(name: str) -> bool:
+    """True if this metric compares with an HR image. Raises `KeyError` for a name that pyiqa does not know."""
+    if name in ("psnr", "ssim"):
+        return True
+    from pyiqa.default_model_configs import DEFAULT_CONFIGS
+
+    return DEFAULT_CONFIGS[name]["metric_mode"] == "FR"
+
+
 def _value(name: str, metric: Callable[..., Tensor], sr: Tensor, hr: Tensor | None) -> float:
     try:
         value = float(metric(sr, hr))

@@ -18,7 +18,7 @@ from prefect.settings import get_current_settings
 from prefect.states import Completed, State
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from pipelines import executor, registry
+from pipelines import executor
 from pipelines import nightly as nightly_logic
 from pipelines import sweep as sweep_logic
 from upsr.config import Jobs, Params, load_params
@@ -128,13 +128,13 @@ def nightly(root: str | None = None, accept: bool = False) -> State[None]:
         failed = fan_out([Job(*job) for job in commands.items()], folder, params.jobs)
         run.told += [f"the job {name} failed" for name in failed]
         verdict = nightly_logic.judge(run, params)
+        if verdict.outcome == "promoted":
+            verdict = nightly_logic.promote(run, verdict)
         record, page = nightly_logic.save(run, verdict), nightly_logic.markdown(run, verdict)
         get_run_logger().info("%s\n%s", record, page)
         create_markdown_artifact(page, key="nightly", description=f"Nightly evaluation {run.name}")
         if verdict.alarm:
             raise nightly_logic.Alarm(str(verdict))
-        if verdict.outcome == "promoted":
-            registry.promote(run.models["candidate"].version)
         return Completed(message=str(verdict))
 
 

@@ -7,7 +7,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from statistics import fmean
@@ -24,7 +24,6 @@ from upsr.evaluation.statistics import NAMES
 from upsr.files import DataError, atomic, sha256
 
 REPORTS = Path("reports/nightly")
-ALWAYS = ("psnr", "ssim")  # measured besides `evaluate.metrics`
 
 
 class Alarm(RuntimeError):
@@ -57,7 +56,7 @@ class Record(BaseModel):
     values: dict[str, dict[str, dict[str, dict[str, float | None]]]]
     """Role -> benchmark -> image -> metric -> value."""
     complete: list[str]
-    """The roles that have every required value."""
+    """The roles that have every required value, of a night without alarm."""
     crowned: str | None
     """SHA-256 of the weights that became the champion."""
     accepted: bool
@@ -66,7 +65,7 @@ class Record(BaseModel):
     def evidence(self, digest: str) -> Evidence | None:
         """What these weights measured, in whatever role; None if they were not, or not completely."""
         role = next((role for role in self.complete if self.digests.get(role) == digest), None)
-        return None if role is None else Evidence(self.name, digest, self.images, self.values[role])
+        return Evidence(self.name, digest, self.images, self.values[role]) if role else None
 
 
 @dataclass
@@ -89,6 +88,8 @@ class NightlyRun:
     """Role -> model."""
     values: dict[str, Values] = field(default_factory=dict)
     """Role -> figures."""
+    reference: str | None = None
+    """The night that the champion's figures are held against, as the registry has it."""
     lost: list[str] = field(default_factory=list)
     """Why evidence is missing that should be there whatever the candidate is."""
     told: list[str] = field(default_factory=list)
@@ -141,12 +142,17 @@ def judge(run: NightlyRun, params: Params) -> Verdict:
     champion, candidate = run.evidence("champion"), run.evidence("candidate")
     crowned = {r.crowned: r for r in run.history if r.crowned and r.settings == run.settings}
     present = {own.digest for own in (champion, candidate) if own}
+    reference = None if run.accept or not champion else _reference(run, champion.digest)
+    if champion and run.reference and not (reference or run.accept):
+        run.lost.append(
+            f"{run.reference}, which the champion's figures are held against, has no record of these settings"
+        )
     return gate.judge(
         Case(
             run.required,
             champion,
             candidate,
-            _reference(run, champion.digest) if champion and not run.accept else None,
+            reference,
             [own for digest, r in crowned.items() if digest not in present and (own := r.evidence(digest))],
             run.evidence("bicubic"),
             run.lost,
@@ -169,7 +175,8 @@ def markdown(run: NightlyRun, verdict: Verdict) -> str:
 
 def save(run: NightlyRun, verdict: Verdict) -> Path:
     """Writes the record, and one MLflow run per model in the experiment `nightly`. Returns the record's path."""
-    complete = [role for role, own in _measured(run).items() if not gate.gaps(role, own, run.required)]
+    whole = [role for role, own in _measured(run).items() if not gate.gaps(role, own, run.required)]
+    complete = [] if verdict.alarm or not run.required else whole
     record = {
         "name": run.name,
         "settings": run.settings,
@@ -179,7 +186,7 @@ def save(run: NightlyRun, verdict: Verdict) -> Path:
         "values": run.values,
         "complete": complete,
         "crowned": run.models["candidate"].digest if verdict.outcome == "promoted" else None,
-        "accepted": run.accept and not verdict.alarm and "champion" in complete,
+        "accepted": run.accept and "champion" in complete,
         "verdict": asdict(verdict),
         "told": run.told,
         "commit": tracking.git_commit(),
@@ -187,6 +194,8 @@ def save(run: NightlyRun, verdict: Verdict) -> Path:
     path = run.folder.with_suffix(".json")
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
+    if record["accepted"] or ("champion" in complete and run.reference is None):
+        registry.tag_night(run.models["champion"].version, run.name)
     for role, own in _measured(run).items():
         tags = {"role": role, "version": run.models[role].version, "sha256": own.digest}
         tags |= {"outcome": verdict.outcome}
@@ -196,16 +205,33 @@ def save(run: NightlyRun, verdict: Verdict) -> Path:
     return path
 
 
+def promote(run: NightlyRun, verdict: Verdict) -> Verdict:
+    """Makes the candidate the champion, unless another night or a person changed the champion meanwhile."""
+    before, candidate = run.models.get("champion"), run.models["candidate"]
+    try:
+        champion = registry.champion()
+        if (champion and str(champion.version)) != (before and before.version):
+            return replace(verdict, outcome="undecided", reasons=["the champion changed while this night was measured"])
+        registry.tag_night(candidate.version, run.name)
+        registry.promote(candidate.version)
+    except Exception as error:  # whatever the store raises
+        why = f"version {candidate.version} could not be promoted: {tracking.one_line(error)}"
+        return replace(verdict, outcome="undecided", reasons=[why], alarm=True)
+    return verdict
+
+
 def _name(now: datetime) -> str:
     """The date, with the time if a run of this date exists."""
-    date = f"{now:%Y-%m-%d}"
-    return f"{now:%Y-%m-%d-%H%M%S}" if (REPORTS / date).exists() or (REPORTS / f"{date}.json").exists() else date
+    names = [f"{now:{form}}" for form in ("%Y-%m-%d", "%Y-%m-%d-%H%M%S", "%Y-%m-%d-%H%M%S%f")]
+    taken = {path.name.removesuffix(".json") for path in REPORTS.glob("*")}
+    return next((name for name in names if name not in taken), names[-1])
 
 
 def _history(name: str, notes: list[str]) -> list[Record]:
     """The records of nights before `name`. A damaged one is set aside and named once; one of the future is named."""
     records = []
-    for path in sorted(REPORTS.glob("*.json"), key=lambda path: path.stem):
+    paths = [path for path in REPORTS.glob("[!.]*.json") if path.is_file()]  # not temporary files
+    for path in sorted(paths, key=lambda path: path.stem):
         try:
             record = Record.model_validate_json(path.read_bytes())
         except ValidationError:
@@ -220,17 +246,15 @@ def _history(name: str, notes: list[str]) -> list[Record]:
 
 
 def _add_benchmarks(run: NightlyRun, params: Params) -> None:
-    judged = {m for m in params.nightly.metrics if m in (*ALWAYS, *params.evaluate.metrics)}
-    run.told += [
-        f"{m} is in nightly.metrics, but not in evaluate.metrics" for m in params.nightly.metrics.keys() - judged
-    ]
+    judged = params.nightly.metrics.keys()
+    unmeasured = sorted(judged - {"psnr", "ssim", *params.evaluate.metrics})
+    run.told += [f"{m} is in nightly.metrics, but not in evaluate.metrics: add it there" for m in unmeasured]
     try:
         found, absent = open_benchmarks(params.evaluate.benchmarks, params.scale)
     except DataError as error:
         run.lost.append(str(error))
         return
-    folders = {benchmark.name: locate(name) for name in params.evaluate.benchmarks for benchmark in found
-               if locate(name).resolve().name == benchmark.name}  # fmt: skip
+    folders = {locate(name).resolve().name: locate(name) for name in params.evaluate.benchmarks if name not in absent}
     run.told += [f"benchmark {name} is absent: {why}" for name, why in absent.items()]
     run.images = {benchmark.name: benchmark.digest for benchmark in found}
     run.folders = {name: folders[name] for name in run.images}
@@ -247,18 +271,19 @@ def _add_models(run: NightlyRun) -> None:
     """The champion, the newest version where it has other weights, and bicubic where there is no champion."""
     try:
         champion, newest = registry.champion(), registry.newest()
-    except Exception as error:
-        if not tracking.may_pass(error):
-            raise
+    except Exception as error:  # whatever the store raises: there is no telling who the champion is
         run.lost.append(f"the champion is unknown, since MLflow does not answer: {tracking.one_line(error)}")
         return
-    crowned = [record for record in run.history if record.crowned]
     if champion:
+        run.reference = champion.tags.get(registry.NIGHT)
         run.models["champion"] = _registered(str(champion.version), champion.tags, run.lost)
-    elif crowned:
+    elif before := [(r.name, r.digests["champion"]) for r in run.history if "champion" in r.digests] + [
+        (r.name, r.crowned) for r in run.history if r.crowned
+    ]:
+        night, digest = max(before)
         run.lost.append(
-            f"no version has the alias `{registry.CHAMPION}`, but {crowned[-1].name} crowned one with SHA-256 "
-            f"{crowned[-1].crowned}: set the alias (docs/operations.md)"
+            f"no version has the alias `{registry.CHAMPION}`, but there was a champion on {night}, with SHA-256 "
+            f"{digest}: set the alias (docs/operations.md)"
         )
     if newest is None:
         run.told.append("the registry has no model: `dvc repro` registers the one that it measures")
@@ -290,20 +315,30 @@ def _measured(run: NightlyRun) -> dict[str, Evidence]:
 
 
 def _figures(run: NightlyRun, role: str) -> Values:
-    """Benchmark -> image -> metric -> value, from the evaluations' JSON files. `told` lists what failed."""
+    """Benchmark -> image -> metric -> value, from the evaluations' JSON files. `told` lists what failed.
+
+    Figures of other images or weights than those found at the start are not evidence.
+    """
     figures: dict[str, dict[str, dict[str, float | None]]] = {}
+    model = run.models[role]
+    if model.weights and sha256(model.weights) != model.digest:
+        run.told.append(f"{role}: {model.weights} changed while the night ran")
+        return figures
     for benchmark in run.images:
         path = run.folder / f"{role}-{benchmark}.json"
-        if not path.is_file():
-            run.told.append(f"{role} on {benchmark}: not measured")
-            continue
-        result = json.loads(path.read_text(encoding="utf-8"))
-        run.told += [f"{role} on {benchmark}, {lost['picture']}: {lost['reason']}" for lost in result["failed"]]
-        run.told += [f"{name} is absent: {why}" for name, why in result["absent"].items()]
-        figures[benchmark] = {
-            row["picture"]: {m: v if math.isfinite(v) else None for m, v in row.items() if m not in NAMES}
-            for row in result["rows"]
-        }
+        try:
+            result = json.loads(path.read_text(encoding="utf-8"))
+            if result["benchmark"]["sha256"] != run.images[benchmark]:
+                run.told.append(f"{role} on {benchmark}: the images changed while the night ran")
+                continue
+            run.told += [f"{role} on {benchmark}, {lost['picture']}: {lost['reason']}" for lost in result["failed"]]
+            run.told += [f"{name} is absent: {why}" for name, why in result["absent"].items()]
+            figures[benchmark] = {
+                row["picture"]: {m: v if math.isfinite(v) else None for m, v in row.items() if m not in NAMES}
+                for row in result["rows"]
+            }
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            run.told.append(f"{role} on {benchmark}: not measured: {path}: {error}")
     run.told = list(dict.fromkeys(run.told))
     return figures
 
@@ -318,10 +353,21 @@ def _means(values: Values) -> Iterator[tuple[str, float]]:
 
 
 def _reference(run: NightlyRun, digest: str) -> Evidence | None:
-    """The champion's figures that this night must reproduce: those last accepted, else of the night that crowned it,
-    else its first."""
-    own = [r for r in run.history if r.settings == run.settings and r.evidence(digest)]
-    accepted = [r for r in own if r.accepted and r.digests.get("champion") == digest]
-    crowned = [r for r in own if r.crowned == digest]
-    first = accepted[-1:] or crowned[:1] or own[:1]
-    return first[0].evidence(digest) if first else None
+    """The champion's figures that this night must reproduce, of each benchmark and metric the oldest.
+
+    They count from the last night that was accepted, else from the one that crowned it, else from its first.
+    """
+    accepted = max((i for i, r in enumerate(run.history) if r.accepted), default=0)
+    own = [r for r in run.history[accepted:] if r.settings == run.settings and r.evidence(digest)]
+    crowned = next((i for i, r in enumerate(own) if r.crowned == digest), 0)
+    nights = [evidence for r in own[crowned:] if (evidence := r.evidence(digest))]
+    if not nights:
+        return None
+    images: dict[str, str] = {}
+    values: dict[str, dict[str, dict[str, float | None]]] = {}
+    for night in reversed(nights):  # older ones replace newer ones
+        images |= night.images
+        for benchmark, figures in night.values.items():
+            for image, row in figures.items():
+                values.setdefault(benchmark, {}).setdefault(image, {}).update(row)
+    return Evidence(nights[0].night, digest, images, values)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "upsr"
 CHAMPION = "champion"
+NIGHT = "night"
 LICENCE = "Apache-2.0"
 ABOUT = (
     "Upscales images. Input: a table with the column `image`, one encoded image (PNG, JPEG, WebP) per row, base64 in "
@@ -56,6 +57,11 @@ def newest() -> "ModelVersion | None":
 def promote(number: str) -> None:
     """Moves the alias `champion` to a version."""
     tracking.client().set_registered_model_alias(NAME, CHAMPION, number)
+
+
+def tag_night(number: str, night: str) -> None:
+    """Notes on a version in which night the figures were measured that it is held against as champion."""
+    tracking.client().set_model_version_tag(NAME, number, NIGHT, night)
 
 
 def weights_of(uri: str) -> Path:

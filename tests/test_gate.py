@@ -140,6 +140,10 @@ SCENARIOS: dict[str, tuple[Case, str, bool, str]] = {
         night(champion=without_lpips(CHAMPION), candidate=without_lpips(BETTER)),
         "undecided", True, "champion on Set5: no lpips",
     ),
+    "the ruling metric is not measured": (
+        night(required={b: {i: frozenset({"psnr"}) for i in images} for b, images in REQUIRED.items()}, candidate=None),
+        "undecided", True, "no benchmark was measured by the ruling metric lpips",
+    ),
     "the store does not answer": (
         night(champion=None, candidate=None, lost=["MLflow does not answer"]), "undecided", True, "MLflow does not"
     ),
@@ -148,6 +152,9 @@ SCENARIOS: dict[str, tuple[Case, str, bool, str]] = {
     "drift up": (night(champion=evidence(0.06)), "undecided", True, "drift: the champion's psnr on Set5"),
     "drift of other signs": (
         night(champion=evidence(noise=0.2)), "undecided", True, "drift: the champion's psnr"
+    ),
+    "drift on one image of fourteen": (
+        night(champion=changed(CHAMPION, "Set14", "3", "psnr", 26.5 - 0.6)), "undecided", True, "on one image by 0.6000"
     ),
     "drift within the tolerance": (night(champion=evidence(-0.049)), "promoted", False, "lpips gains"),
     "sixty nights that each lost a little": (

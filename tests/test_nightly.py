@@ -1,26 +1,39 @@
 """The night: what evidence is collected, kept and looked up again, against a real store and a real Prefect server."""
 
 import json
-import time
+import shutil
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from conftest import params, settings
+from conftest import settings
 from test_registry import painter, register
 
 from pipelines import flows, nightly, registry, tracking
 from pipelines.gate import Verdict
 from upsr import images
+from upsr.config import Params, parse
 
-BENCHMARKS = {"evaluate": {"benchmarks": ["two", "nowhere"], "metrics": []}, "nightly": {"improves": "psnr"}}
+METRICS = {"psnr": {"better": "higher", "tolerance": 0.05}, "ssim": {"better": "higher", "tolerance": 0.002}}
+
+
+def values(*benchmarks: str) -> dict[str, Any]:
+    """Settings with PSNR and SSIM alone; by default on a benchmark that is there and one that is not."""
+    chosen = settings(evaluate={"benchmarks": list(benchmarks) or ["two", "nowhere"], "metrics": []})
+    return chosen | {"nightly": {"metrics": METRICS, "improves": "psnr", "by": 0.001}}
+
+
+def chosen(*benchmarks: str) -> Params:
+    return parse(Params, values(*benchmarks), "test")
 
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project with a benchmark of two small images, another one that is absent, and a store of its own."""
-    (tmp_path / "params.yaml").write_text(json.dumps(settings(**BENCHMARKS)))
+    (tmp_path / "params.yaml").write_text(json.dumps(values()))
     random = np.random.default_rng(0)
     for name in "ab":
         for folder, side in (("HR", 48), ("LRx4", 12)):
@@ -43,16 +56,30 @@ def champion(project: Path) -> str:
     return number
 
 
-def a_night(psnr: dict[str, float], *, accept: bool = False) -> tuple[nightly.NightlyRun, Verdict]:
-    """A night whose evaluations gave these figures, by role, on both images; its record is saved."""
-    run = nightly.begin(params(**BENCHMARKS), accept)
+def measured(run: nightly.NightlyRun, role: str, benchmark: str, psnr: float) -> None:
+    """What an evaluation of both images writes."""
+    rows = [{"picture": name, "psnr": psnr + i, "ssim": 0.5} for i, name in enumerate("ab")]
+    result = {"benchmark": {"sha256": run.images[benchmark]}, "rows": rows, "failed": [], "absent": {}}
+    (run.folder / f"{role}-{benchmark}.json").write_text(json.dumps(result))
+
+
+def aliases() -> tuple[str | None, str]:
+    """The champion's number and the newest one."""
+    champion, newest = registry.champion(), registry.newest()
+    assert newest
+    return champion and str(champion.version), str(newest.version)
+
+
+def a_night(
+    psnr: dict[str, float], *, accept: bool = False, benchmarks: Sequence[str] = ()
+) -> tuple[nightly.NightlyRun, Verdict]:
+    """A night whose evaluations gave these figures, by role, on all images; its record is saved."""
+    run = nightly.begin(chosen(*benchmarks), accept)
     for role, value in psnr.items():
-        rows = [{"picture": name, "psnr": value + i, "ssim": 0.5} for i, name in enumerate("ab")]
-        path = run.folder / f"{role}-two.json"
-        path.write_text(json.dumps({"rows": rows, "failed": [], "absent": {}}))
-    verdict = nightly.judge(run, params(**BENCHMARKS))
+        for benchmark in run.images:
+            measured(run, role, benchmark, value)
+    verdict = nightly.judge(run, chosen(*benchmarks))
     nightly.save(run, verdict)
-    time.sleep(1)  # nights of one date are told apart by the second
     return run, verdict
 
 
@@ -97,11 +124,67 @@ def test_changed_images_are_an_alarm_until_they_are_accepted(project: Path, cham
     assert verdict.alarm, "fewer images"
 
 
-def test_a_deleted_champion_is_an_alarm_and_nobody_is_crowned(project: Path, champion: str) -> None:
-    registry.promote(version(project, 0.45))
-    version(project, 0.5)
-    _, verdict = a_night({"champion": 30, "candidate": 31})
-    assert verdict.outcome == "promoted"
+def test_a_benchmark_that_came_later_is_guarded_too(project: Path, champion: str) -> None:
+    shutil.copytree("data/benchmarks/two", "data/benchmarks/later")
+    both = ["two", "later"]
+    a_night({"champion": 30})
+    _, verdict = a_night({"champion": 30}, benchmarks=both)
+    assert not verdict.alarm
+    run = nightly.begin(chosen(*both))
+    measured(run, "champion", "two", 30)
+    measured(run, "champion", "later", 20)
+    assert "psnr on later differs by 10.0000" in str(nightly.judge(run, chosen(*both)))
+    _, verdict = a_night({"champion": 30}, benchmarks=["two"])
+    assert verdict.alarm and "later is gone" in str(verdict)
+
+
+def test_a_lost_record_of_the_champions_night_is_an_alarm_until_it_is_accepted(project: Path, champion: str) -> None:
+    run, _ = a_night({"champion": 30})
+    shutil.rmtree(nightly.REPORTS)
+    _, verdict = a_night({"champion": 20})
+    assert verdict.alarm and f"{run.name}, which the champion's figures are held against, has no record" in str(verdict)
+    assert not a_night({"champion": 30}, accept=True)[1].alarm
+    assert not a_night({"champion": 30})[1].alarm
+
+
+def test_what_changes_while_a_night_runs_is_no_evidence(project: Path, champion: str) -> None:
+    number = version(project, 0.5)
+    run = nightly.begin(chosen())
+    for role, psnr in {"champion": 30, "candidate": 31}.items():
+        measured(run, role, "two", psnr)
+    assert nightly.judge(run, chosen()).outcome == "promoted"
+    result = run.folder / "candidate-two.json"
+    text = result.read_text()
+    for broken in (text[:50], text.replace(run.images["two"], "others")):
+        result.write_text(broken)
+        assert nightly.judge(run, chosen()).outcome == "undecided"
+    result.write_text(text)
+    registry.weights_of(f"models:/upsr/{number}").write_bytes(b"others")
+    assert nightly.judge(run, chosen()).outcome == "undecided"
+
+
+def test_a_champion_that_somebody_changed_meanwhile_stays(project: Path, champion: str) -> None:
+    other, number = version(project, 0.45), version(project, 0.5)
+    run = nightly.begin(chosen())
+    for role, psnr in {"champion": 30, "candidate": 31}.items():
+        measured(run, role, "two", psnr)
+    verdict = nightly.judge(run, chosen())
+    registry.promote(other)
+    assert nightly.promote(run, verdict).outcome == "undecided"
+    assert aliases() == (other, number)
+    registry.promote(champion)
+    assert nightly.promote(run, verdict).outcome == "promoted"
+    assert aliases() == (number, number)
+
+
+@pytest.mark.parametrize("by", ["hand", "gate"])
+def test_a_deleted_champion_is_an_alarm_and_nobody_is_crowned(by: str, project: Path, champion: str) -> None:
+    if by == "gate":
+        version(project, 0.5)
+        assert a_night({"champion": 30, "candidate": 31})[1].outcome == "promoted"
+    else:
+        a_night({"champion": 30})
+        version(project, 0.5)
     tracking.client().delete_registered_model_alias(registry.NAME, registry.CHAMPION)
     _, verdict = a_night({"candidate": 31, "bicubic": 20})
     assert verdict.alarm and "no version has the alias `champion`, but" in str(verdict)
@@ -110,11 +193,11 @@ def test_a_deleted_champion_is_an_alarm_and_nobody_is_crowned(project: Path, cha
 def test_weights_are_those_that_were_registered(project: Path, champion: str) -> None:
     stored = registry.weights_of(f"models:/upsr/{champion}")
     stored.write_bytes(painter(project / "other.safetensors", 0.5).read_bytes())
-    run = nightly.begin(params(**BENCHMARKS))
-    assert nightly.evaluations(run, params(**BENCHMARKS)) == {}
+    run = nightly.begin(chosen())
+    assert nightly.evaluations(run, chosen()) == {}
     assert "has other weights than were registered" in run.lost[0]
     stored.unlink()
-    assert nightly.begin(params(**BENCHMARKS)).lost[0].startswith(f"version {champion} cannot be measured")
+    assert nightly.begin(chosen()).lost[0].startswith(f"version {champion} cannot be measured")
     stored.write_bytes((project / "0.4.safetensors").read_bytes())
     newest = version(project, 0.5)
     registry.weights_of(f"models:/upsr/{newest}").unlink()
@@ -140,16 +223,19 @@ def test_damaged_and_future_records_are_named_and_change_nothing(project: Path, 
 def test_two_benchmarks_of_one_name_are_refused(project: Path, champion: str) -> None:
     (project / "elsewhere").mkdir()
     (project / "elsewhere/two").symlink_to(project / "data/benchmarks/two")
-    chosen = params(evaluate={"benchmarks": ["two", "elsewhere/two"], "metrics": []}, nightly={"improves": "psnr"})
-    assert "two are named two" in nightly.begin(chosen).lost[0]
+    run, verdict = a_night({}, benchmarks=["two", "elsewhere/two"])
+    assert verdict.alarm and "two are named two" in run.lost[0]
+    a_night({"champion": 30})
+    _, verdict = a_night({"champion": 20})
+    assert verdict.alarm, "a night that saw nothing is not what later ones are held against"
 
 
 @pytest.mark.parametrize("name", ["data/benchmarks/two/", "linked"])
 def test_a_benchmark_may_be_linked_and_end_in_a_slash(name: str, project: Path, champion: str) -> None:
     (project / "data/benchmarks/linked").symlink_to(project / "data/benchmarks/two")
-    chosen = params(evaluate={"benchmarks": [name], "metrics": []}, nightly={"improves": "psnr"})
-    run = nightly.begin(chosen)
-    assert list(nightly.evaluations(run, chosen)) == ["champion-two"]
+    run = nightly.begin(chosen(name, "elsewhere/two"))
+    assert list(nightly.evaluations(run, chosen(name))) == ["champion-two"]
+    assert run.folders["two"].is_dir(), "the one that is absent took its place"
 
 
 def test_a_second_night_of_a_date_overwrites_nothing(project: Path) -> None:
@@ -157,16 +243,11 @@ def test_a_second_night_of_a_date_overwrites_nothing(project: Path) -> None:
     assert nightly._name(now) == "2026-01-02"
     (nightly.REPORTS / "2026-01-02").mkdir(parents=True)
     assert nightly._name(now) == "2026-01-02-030405" > "2026-01-02"
+    (nightly.REPORTS / "2026-01-02-030405.json").touch()
+    assert nightly._name(now) == "2026-01-02-030405000000"
 
 
 # The flow, against a Prefect server
-
-
-def aliases() -> tuple[str | None, str]:
-    """The champion's number and the newest one."""
-    champion, newest = registry.champion(), registry.newest()
-    assert newest
-    return champion and str(champion.version), str(newest.version)
 
 
 @pytest.mark.slow

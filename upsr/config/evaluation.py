@@ -39,7 +39,7 @@ class Nightly(Section):
     """How the nightly evaluation judges the champion and the candidate."""
 
     metrics: Annotated[dict[str, Judged], Field(min_length=1)]
-    """Judged metrics by name. Those that `evaluate.metrics` has too must have a value for every image."""
+    """Judged metrics by name. Each must be measured (`evaluate.metrics`), and have a value for every image."""
     improves: str
     """Metric that a candidate must improve, as a mean over the benchmarks, to become champion."""
     by: Annotated[float, Field(ge=0)]

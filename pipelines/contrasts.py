@@ -101,8 +101,8 @@ def forest(table: pd.DataFrame, path: Path) -> None:
     metrics = list(table["metric"].unique())
     lines = table[["contrast", "benchmark"]].drop_duplicates()
     labels = [f"{contrast}, {benchmark}" for contrast, benchmark in lines.itertuples(index=False)]
-    columns = min(PANELS_A_ROW, len(metrics))
-    rows = math.ceil(len(metrics) / columns)
+    rows = math.ceil(len(metrics) / PANELS_A_ROW)
+    columns = math.ceil(len(metrics) / rows)
     size = (LABEL_INCHES + PANEL_INCHES * columns, rows * (1.4 + LINE_INCHES * len(labels)))
     figure = Figure(figsize=size, layout="constrained")
     panels = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from pipelines.contrasts import Declared, contrast_table, forest
+from upsr.data.benchmarks import locate
 from upsr.files import DataError, atomic
 
 if TYPE_CHECKING:
@@ -101,9 +102,12 @@ def answer(
     if table.empty:
         return "\n".join([*lines, ""]), []
     lines += [*_means(plan, values, done), ""]
-    for kind in KINDS:
-        sentences = table[table["benchmark"].str.endswith(f"-{kind}") & table["metric"].isin(plan.primary)]
-        lines += [f"{kind.capitalize()}:", "", *(f"- {sentence}." for sentence in sentences["sentence"]), ""]
+    if (table["verdict"] == "no interval").all():
+        lines += ["One seed so far: the plot shows differences without intervals, which allow no answer.", ""]
+    else:
+        shown = table[table["benchmark"].isin(f"{locate(plan.benchmarks[0]).name}-{kind}" for kind in KINDS)]
+        lines += [f"- {sentence}." for sentence in shown[shown["metric"].isin(plan.primary)]["sentence"]]
+        lines += ["", "The plot has the other benchmarks and metrics.", ""]
     plots = [RESULTS / f"{question}.png"]
     forest(table, plots[0])
     lines += [_image("Differences with their intervals", plots[0]), ""]

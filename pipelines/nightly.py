@@ -250,7 +250,11 @@ def _add_benchmarks(run: NightlyRun, params: Params) -> None:
     unmeasured = sorted(judged - {"psnr", "ssim", *params.evaluate.metrics})
     run.told += [f"{m} is in nightly.metrics, but not in evaluate.metrics: add it there" for m in unmeasured]
     try:
+        compared = {m for m in judged if needs_reference(m)}
         found, absent = open_benchmarks(params.evaluate.benchmarks, params.scale)
+    except KeyError as error:
+        run.lost.append(f"nightly.metrics: {error} is not a metric of pyiqa: choose one that `pyiqa -ls` lists")
+        return
     except DataError as error:
         run.lost.append(str(error))
         return
@@ -260,8 +264,7 @@ def _add_benchmarks(run: NightlyRun, params: Params) -> None:
     run.folders = {name: folders[name] for name in run.images}
     run.required = {
         benchmark.name: {
-            pair.name: frozenset(m for m in judged if pair.hr is not None or not needs_reference(m))
-            for pair in benchmark.pairs
+            pair.name: frozenset(judged if pair.hr is not None else judged - compared) for pair in benchmark.pairs
         }
         for benchmark in found
     }

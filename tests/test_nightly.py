@@ -220,6 +220,12 @@ def test_damaged_and_future_records_are_named_and_change_nothing(project: Path, 
     assert not verdict.alarm and not any("2001" in told for told in run.told), "an alarm is given once"
 
 
+def test_an_unknown_metric_is_named(project: Path, champion: str) -> None:
+    own = values()
+    own["nightly"]["metrics"] = METRICS | {"lipps": METRICS["psnr"]}
+    assert "'lipps' is not a metric" in nightly.begin(parse(Params, own, "test")).lost[0]
+
+
 def test_two_benchmarks_of_one_name_are_refused(project: Path, champion: str) -> None:
     (project / "elsewhere").mkdir()
     (project / "elsewhere/two").symlink_to(project / "data/benchmarks/two")

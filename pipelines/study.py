@@ -226,7 +226,7 @@ def _crop_benchmark(source: Benchmark, target: Path, side: int, degrade: SecondO
 def execute(run: Run, plan: Plan, parent: str | None) -> None:
     """Trains and measures one run, and writes its figures to docs/study.
 
-    Raises `CommandError` where the training fails, and `DataError` where anything could not be measured.
+    Raises `TrainingError` where the training cannot go on, and `DataError` where anything could not be measured.
     """
     _lay_out(run)
     params = parse(Params, run.settings, run.name)
@@ -234,7 +234,6 @@ def execute(run: Run, plan: Plan, parent: str | None) -> None:
     start = time.monotonic()
     with chdir(run.folder):
         train_denoiser(params, lambda g: Remembered(g, remembered))
-        finish(TRAINED)
     trained = time.monotonic() - start
     model = run.folder / TRAINED
     names = [f"{locate(name).name}-{kind}" for name in plan.benchmarks for kind in study_report.KINDS]
@@ -272,6 +271,7 @@ def execute(run: Run, plan: Plan, parent: str | None) -> None:
         "common": common_numbers(params),
     }
     _keep(run, outcome.rows, facts, parent)
+    finish(model)  # not before: an interrupted measurement must not repeat the training
 
 
 class Remembered(nn.Module):

@@ -12,7 +12,7 @@ from conftest import ROOT, params, settings
 from test_chain import Project
 
 from pipelines import study_report
-from pipelines.study import Plan, load_plan
+from pipelines.study import Plan, Remembered, load_plan
 from pipelines.train_unet import build_objective, fresh_denoiser
 from upsr.config import ConfigError, Params, parse
 from upsr.files import DataError
@@ -64,6 +64,24 @@ def test_all_variants_see_the_same_random_numbers():
         for variant in VARIANTS[1:]:
             assert torch.equal(found[seed, variant], found[seed, "isotropic"]), variant
     assert not torch.equal(found[0, "isotropic"], found[1, "isotropic"])
+
+
+def test_the_arms_of_a_seed_share_what_g_makes_of_an_image(tmp_path: Path):
+    calls = []
+
+    class G(torch.nn.Conv2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            calls.append(x)
+            return super().forward(x)
+
+    g, a, b = G(3, 3, 1), torch.rand(2, 3, 4, 4), torch.rand(2, 3, 4, 4)
+    first, second = Remembered(g, tmp_path), Remembered(g, tmp_path)
+    assert torch.equal(first(a), second(a)) and len(calls) == 1
+    assert not torch.equal(first(a), second(b)) and len(calls) == 2
+    with torch.autocast("cpu", torch.bfloat16):
+        assert second(a).dtype == torch.bfloat16 and len(calls) == 3
+    other = Remembered(G(3, 3, 1), tmp_path)
+    assert not torch.equal(other(a), first(a)), "the output of another g"
 
 
 def results(folder: Path, differences: dict[str, float], seeds: int = 3) -> None:

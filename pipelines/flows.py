@@ -7,12 +7,18 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import chdir, contextmanager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from prefect import flow, get_run_logger, task
+from prefect import flow, get_client, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
+from prefect.automations import Automation
+from prefect.client.schemas.objects import StateType
+from prefect.events.actions import ChangeFlowRunState
+from prefect.events.schemas.automations import EventTrigger, Posture
+from prefect.events.schemas.events import ResourceSpecification
 from prefect.futures import wait
 from prefect.settings import get_current_settings
 from prefect.states import Completed, State
@@ -26,6 +32,8 @@ from upsr.config import Jobs, Params, load_params
 ROOT = Path(__file__).resolve().parents[1]
 GPU_STAGES = ("train", "evaluate")  # prefixes of stage names
 RETRIES = {"download": 2}
+HEARTBEAT = "prefect.flow-run.heartbeat"  # an event every `tool.prefect.flows.heartbeat_frequency` seconds
+SILENCE = timedelta(seconds=90)
 
 
 class Job(NamedTuple):
@@ -163,13 +171,45 @@ def nightly_cron() -> str:
 
 def serve_nightly() -> None:
     """Runs `nightly` on its schedule until stopped. Exits with an error without a standing Prefect server."""
+    crash_silent_runs()
+    nightly.serve(name="nightly", cron=nightly_cron())
+
+
+def crash_silent_runs() -> None:
+    """Makes the server mark flow runs as Crashed whose process or machine died: they stop sending heartbeats.
+
+    Otherwise they would be Running for ever. Exits with an error without a standing Prefect server.
+    """
     if get_current_settings().api.url is None:
         # The embedded server has no scheduler: no run would ever start.
         sys.exit(
-            "error: a schedule needs a standing server: run `prefect server start --host 127.0.0.1 --background`, "
+            "error: this needs a standing server: run `prefect server start --host 127.0.0.1 --background`, "
             "set PREFECT_API_URL=http://127.0.0.1:4200/api and try again"
         )
-    nightly.serve(name="nightly", cron=nightly_cron())
+    automation = Automation(
+        name="crash silent runs",
+        trigger=EventTrigger(
+            posture=Posture.Proactive,
+            match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
+            for_each={"prefect.resource.id"},
+            after={HEARTBEAT},
+            expect={HEARTBEAT, *(f"prefect.flow-run.{end}" for end in ("Completed", "Failed", "Cancelled", "Crashed"))},
+            threshold=1,
+            within=SILENCE,
+        ),
+        actions=[
+            ChangeFlowRunState(
+                state=StateType.CRASHED,
+                message=f"no sign of life for {SILENCE.seconds} seconds: its process or machine died",
+            )
+        ],
+    )
+    with get_client(sync_client=True) as client:
+        if known := client.read_automations_by_name(automation.name):
+            automation.id = known[0].id
+            automation.update()
+        else:
+            automation.create()
 
 
 def main() -> None:
@@ -183,6 +223,7 @@ def main() -> None:
         "--accept", action="store_true", help="take the champion's figures of this night as those to be reproduced"
     )
     commands.add_parser("serve", help="run `nightly` on its schedule until stopped")
+    commands.add_parser("watch", help="let the Prefect server mark the flow runs of dead workers as crashed; once")
     arguments = parser.parse_args()
     try:
         match arguments.command:
@@ -194,6 +235,8 @@ def main() -> None:
                 nightly(accept=arguments.accept)
             case "serve":
                 serve_nightly()
+            case "watch":
+                crash_silent_runs()
     except (ValueError, RuntimeError) as error:
         sys.exit(str(error))
 

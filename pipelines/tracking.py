@@ -1,6 +1,7 @@
 """MLflow runs. An unavailable store never stops a training.
 
-The main checkout, its git worktrees and DVC's temporary copies share one store. Only this file and registry.py import
+The main checkout, its git worktrees and DVC's temporary copies share one store. A run holds a lock as long as its
+process lives: whoever starts a run ends those as KILLED whose lock is free. Only this file and registry.py import
 mlflow. They are separate files, so that a change of the registry makes no training stale.
 """
 
@@ -11,11 +12,11 @@ import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
@@ -36,6 +37,8 @@ ENVIRONMENT = {
 
 log = logging.getLogger(__name__)
 Call = Callable[["MlflowClient", str], object]
+Connect = Callable[[str | None], tuple["MlflowClient", str, IO[str]]]
+"""A run's id, or None for a new run -> the store, the run's id, and its lock."""
 
 
 class Tracker:
@@ -44,11 +47,14 @@ class Tracker:
     While the store cannot be reached, calls are kept in memory and retried at growing intervals. This is logged once.
     """
 
-    def __init__(self, connect: Callable[[str | None], tuple["MlflowClient", str]], run_id: str | None) -> None:
+    def __init__(
+        self, connect: Callable[[str | None], tuple["MlflowClient", str, IO[str]]], run_id: str | None
+    ) -> None:
         self.run_id = run_id
         """Passed to a later `start`, continues this run. None until the store was reached once."""
         self._connect = connect
         self._client: MlflowClient | None = None
+        self._lock: IO[str] | None = None
         self._metrics: list[tuple[str, float, int, int]] = []
         self._calls: list[Call] = []
         self._next_flush = 0.0
@@ -90,6 +96,10 @@ class Tracker:
         self._flush(last=lambda client, run: client.set_terminated(run, status))
         if self._calls:
             log.warning("MLflow: %d calls of this run were never delivered: its record is incomplete", len(self._calls))
+        if self._lock:
+            if not self._calls:
+                Path(self._lock.name).unlink()
+            self._lock.close()
 
     def send(self, call: Call) -> None:
         """Runs `call(client, run_id)` as soon as the store can be reached."""
@@ -112,7 +122,7 @@ class Tracker:
 
     def _deliver(self) -> None:
         if self._client is None or self.run_id is None:
-            self._client, self.run_id = self._connect(self.run_id)
+            self._client, self.run_id, self._lock = self._connect(self.run_id)
         while self._calls:
             try:
                 self._calls[0](self._client, self.run_id)
@@ -190,20 +200,43 @@ def client() -> "MlflowClient":
     from mlflow import MlflowClient
 
     uri, folder = store_address()
-    with _locked(folder):
+    with _locked(folder) if folder else nullcontext():
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
     return client
 
 
-def _connect(experiment: str, name: str, run_id: str | None) -> tuple["MlflowClient", str]:
+def _connect(experiment: str, name: str, run_id: str | None) -> tuple["MlflowClient", str, IO[str]]:
     store = client()
     folder = store_address()[1]
-    with _locked(folder):
+    with _locked(folder or main_checkout()) as running:
+        _end_killed_runs(store, running)
         experiment_id = _experiment(store, experiment, folder)
-    if run_id and _reopened(store, run_id):
-        return store, run_id
-    return store, store.create_run(experiment_id, run_name=name).info.run_id
+        if not (run_id and _reopened(store, run_id)):
+            run_id = store.create_run(experiment_id, run_name=name).info.run_id
+        lock = open(running / run_id, "a")  # noqa: SIM115 (held as long as the run)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return store, run_id, lock
+
+
+def _end_killed_runs(client: "MlflowClient", running: Path) -> None:
+    """Ends the runs whose process was killed: it can no longer say so, and the kernel has released its lock."""
+    for path in running.iterdir():
+        with open(path) as lock, suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_running(client, path.name):
+                client.set_terminated(path.name, "KILLED")
+            path.unlink()
+
+
+def _is_running(client: "MlflowClient", run_id: str) -> bool:
+    """Whether the store has this run as RUNNING."""
+    try:
+        return client.get_run(run_id).info.status == "RUNNING"
+    except Exception as error:
+        if may_pass(error):
+            raise
+        return False
 
 
 def store_address() -> tuple[str, Path | None]:
@@ -224,15 +257,16 @@ def main_checkout() -> Path:
 
 
 @contextmanager
-def _locked(folder: Path | None) -> Iterator[None]:
-    """A lock for a local store: its first user creates the tables, and two concurrent ones would crash."""
-    if folder is None:
-        yield
-        return
-    (folder / "mlartifacts").mkdir(parents=True, exist_ok=True)
+def _locked(folder: Path) -> Iterator[Path]:
+    """One process at a time: a local store's first user creates the tables, and two concurrent ones would crash.
+
+    Yields the folder of the locks of the running runs.
+    """
+    running = folder / "mlartifacts" / ".running"
+    running.mkdir(parents=True, exist_ok=True)
     with open(folder / "mlartifacts" / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        yield running
 
 
 def _experiment(client: "MlflowClient", name: str, folder: Path | None) -> str:

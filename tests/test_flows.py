@@ -6,10 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import pairwise
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from conftest import PATIENCE, ROOT, processes_that_mention, settings, until
@@ -265,6 +266,49 @@ def test_deployments_fire_on_schedule_and_a_cancelled_one_leaves_no_process(
         worker.wait()
 
 
+@pytest.mark.slow
+def test_the_run_of_a_killed_worker_crashes_and_the_next_one_starts(
+    tmp_path: Path, server: dict[str, str], api
+) -> None:
+    """With `concurrency_limit: 1` a run that stays Running for ever would be the last one."""
+    sleeper = json.dumps(f'python -c "import time; time.sleep(600) # {tmp_path}"')
+    endless = project(tmp_path / "endless", f"stages:\n  train_unet: {{cmd: {sleeper}}}\n")
+    short = project(tmp_path / "short", f"stages:\n  download: {{cmd: {says('download')}}}\n")
+    environment = os.environ | server | {"PYTHONPATH": str(ROOT)}
+    prefect = [sys.executable, "-m", "prefect"]
+    deployments = tmp_path / "prefect.yaml"
+    deployments.write_text((ROOT / "prefect.yaml").read_text().replace("name: gpu", "name: doomed"))
+    names = ["--name", "pipeline", "--name", "sweep"]
+    for command in (
+        [*prefect, "work-pool", "create", "doomed", "--type", "process"],
+        [*prefect, "--no-prompt", "deploy", *names, "--prefect-file", str(deployments)],
+        [sys.executable, "-m", "pipelines.flows", "watch"],
+        [sys.executable, "-m", "pipelines.flows", "watch"],  # a second time changes nothing
+    ):
+        subprocess.run(command, cwd=ROOT, env=environment, check=True)
+    assert len(api.read_automations_by_name("crash silent runs")) == 1
+    (deployment,) = (d for d in api.read_deployments() if d.name == "pipeline")
+    command = [*prefect, "worker", "start", "--pool", "doomed"]
+    workers = [subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)]
+    try:
+        doomed = api.create_flow_run_from_deployment(deployment.id, parameters={"root": str(endless)})
+        until(lambda: processes_that_mention(f"# {tmp_path}"))
+        for process in [workers[0], *psutil.Process(workers[0].pid).children(recursive=True)]:
+            process.kill()
+        workers[0].wait()
+        after = api.create_flow_run_from_deployment(deployment.id, parameters={"root": str(short)})
+        workers.append(subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True))
+        until(lambda: api.read_flow_run(doomed.id).state.is_crashed())
+        assert "no sign of life" in api.read_flow_run(doomed.id).state.message
+        until(lambda: api.read_flow_run(after.id).state.is_completed())
+        assert (short / "order.txt").read_text().split() == ["download"]
+    finally:
+        for worker in workers:
+            with suppress(ProcessLookupError):
+                os.killpg(worker.pid, signal.SIGKILL)
+            worker.wait()
+
+
 def test_a_job_that_waits_for_a_device_says_so(tmp_path: Path) -> None:
     said: list[str] = []
     with executor.device(["0"], tmp_path) as held:
@@ -284,4 +328,4 @@ def test_a_schedule_without_a_standing_server_is_refused(tmp_path: Path) -> None
     done = subprocess.run(
         command, cwd=ROOT, env=clean | {"PREFECT_HOME": str(tmp_path)}, capture_output=True, text=True
     )
-    assert done.returncode == 1 and done.stderr.startswith("error: a schedule needs a standing server")
+    assert done.returncode == 1 and done.stderr.startswith("error: this needs a standing server")

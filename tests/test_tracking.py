@@ -123,6 +123,35 @@ def test_a_resumed_training_continues_its_run(store: Path) -> None:
     assert unknown.run_id not in (None, "0" * 32, run.info.run_id)
 
 
+def test_a_run_whose_process_was_killed_ends_as_killed_when_the_next_one_starts(store: Path) -> None:
+    """A living run stays as it is, and a killed one that is resumed is continued."""
+    code = """
+        import time
+        from pipelines import tracking
+        with tracking.start("train-atd", {name!r}, {{}}, {{}}) as tracker:
+            tracker.metrics({{"loss": 1.0}}, 1)
+            print("up", flush=True)
+            time.sleep(600)
+    """
+    processes = {name: python(code.format(name=name)) for name in ("killed", "resumed", "alive")}
+    for process in processes.values():
+        assert process.stdout and process.stdout.readline() == "up\n"
+    ids = {run.info.run_name: run.info.run_id for run in runs("train-atd")}
+    for name in ("killed", "resumed"):
+        processes[name].kill()
+        processes[name].wait()
+    with tracking.start("train-atd", "resumed", {}, {}, run_id=ids["resumed"]) as tracker:
+        found = {run.info.run_name: run.info.status for run in runs("train-atd")}
+        assert found == {"killed": "KILLED", "resumed": "RUNNING", "alive": "RUNNING"}
+    assert tracker.run_id == ids["resumed"]
+    processes["alive"].terminate()
+    processes["alive"].wait()
+    with tracking.start("evaluate", "next", {}, {}):
+        found = {run.info.run_name: run.info.status for run in runs("train-atd")}
+        assert found == {"killed": "KILLED", "resumed": "FINISHED", "alive": "KILLED"}
+    assert not list((store / "mlartifacts" / ".running").iterdir())
+
+
 def test_a_refused_call_is_told_and_the_others_arrive(store: Path, caplog: pytest.LogCaptureFixture) -> None:
     with tracking.start("evaluate", "odd", {}, {}) as tracker:
         tracker.artifact(store / "missing.png")

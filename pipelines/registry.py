@@ -68,14 +68,14 @@ def weights_of(uri: str) -> Path:
     """The weights file at `models:/NAME@ALIAS`, `models:/NAME/VERSION` or `runs:/ID/PATH`.
 
     From a local store it is the file itself, from a server a cached copy. Raises `ValueError` for another address,
-    and if MLflow cannot provide the file.
+    if MLflow cannot provide the file, and where it is not the file that was registered.
     """
     from mlflow.exceptions import MlflowException
 
     try:
-        artifacts, key = _artifacts(tracking.client(), uri)
+        artifacts, key, digest = _artifacts(tracking.client(), uri)
         url = urlparse(artifacts)
-        local = Path(url2pathname(url.path)) if url.scheme in ("", "file") else _download(artifacts, key)
+        local = Path(url2pathname(url.path)) if url.scheme in ("", "file") else _download(artifacts, key, digest)
     except (MlflowException, OSError) as error:
         raise ValueError(
             f"{uri}: not available from MLflow at {tracking.store_address()[0]}: {tracking.one_line(error)}"
@@ -83,28 +83,32 @@ def weights_of(uri: str) -> Path:
     found = sorted([local] if local.is_file() else local.rglob(FILE))
     if not found:
         raise ValueError(f"{uri}: {local} contains no {FILE}")
+    if digest and sha256(found[0]) != digest:
+        raise ValueError(f"{uri}: {found[0]} has other weights than were registered: restore the file")
     return found[0]
 
 
-def _artifacts(store: "MlflowClient", uri: str) -> tuple[str, str]:
-    """The address of the artifacts of `uri`, and the cache key of a copy: equal keys have equal weights."""
+def _artifacts(store: "MlflowClient", uri: str) -> tuple[str, str, str | None]:
+    """The address of the artifacts of `uri`, the cache key of a copy, and the weights' SHA-256 where it is known."""
     match = re.fullmatch(r"(?:models:/([^/@]+)(?:@(.+)|/(\d+)))|(?:runs:/([^/]+)/(.+))", uri)
     if not match:
         raise ValueError(f"{uri}: not an address: write models:/NAME@ALIAS, models:/NAME/VERSION or runs:/ID/PATH")
     name, alias, number, run, path = match.groups()
     if run:
-        return f"{store.get_run(run).info.artifact_uri}/{path}", f"{run}-{path.replace('/', '-')}"
+        return f"{store.get_run(run).info.artifact_uri}/{path}", f"{run}-{path.replace('/', '-')}", None
     version = store.get_model_version_by_alias(name, alias) if alias else store.get_model_version(name, number)
     folder = store.get_model_version_download_uri(name, version.version)
     digest = version.tags.get("sha256")  # set by `register`
-    return (f"{folder}/data/{FILE}", digest) if digest else (folder, f"{name}-{version.version}")
+    return (f"{folder}/data/{FILE}", digest, digest) if digest else (folder, f"{name}-{version.version}", None)
 
 
-def _download(address: str, key: str) -> Path:
-    """A copy of a server's file or folder, downloaded once."""
+def _download(address: str, key: str, digest: str | None) -> Path:
+    """A copy of a server's file or folder, downloaded once; a file also where the copy has another SHA-256."""
     from mlflow.artifacts import download_artifacts
 
     target = Path.home() / ".cache" / "upsr" / key
+    if digest and target.exists() and [sha256(path) for path in target.rglob(FILE)] != [digest]:
+        shutil.rmtree(target)
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:

@@ -115,6 +115,14 @@ def test_a_model_that_is_not_there_is_one_line(
     assert line.startswith(f"error: {uri}: ") and says in line
 
 
+def test_other_weights_than_were_registered_are_refused(store: Path, picture: Path) -> None:
+    number = register(painter(store / "weights.safetensors", 0.25), picture)
+    stored = registry.weights_of(f"models:/upsr/{number}")
+    painter(stored, 0.5)
+    with pytest.raises(ValueError, match=r"weights\.safetensors has other weights than were registered: restore"):
+        registry.weights_of(f"models:/upsr/{number}")
+
+
 def test_a_server_that_is_down_is_one_line(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     with pytest.raises(ValueError, match="not available from MLflow"):

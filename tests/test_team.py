@@ -80,6 +80,8 @@ def test_a_team_shares_its_champion_through_mlflow_on_postgresql(
         assert fetched.read_bytes() == weights.read_bytes() and fetched.is_relative_to(tmp_path / "another member")
         before = fetched.stat().st_mtime_ns
         assert registry.weights_of("models:/upsr/1").stat().st_mtime_ns == before, "fetched once more"
+        fetched.write_bytes(b"damaged")
+        assert registry.weights_of("models:/upsr@champion").read_bytes() == weights.read_bytes()
 
 
 def test_a_team_shares_what_stages_made_through_a_dvc_remote(tmp_path: Path) -> None:

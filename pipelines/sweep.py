@@ -22,6 +22,7 @@ import yaml
 from ruamel.yaml import YAML
 
 from pipelines import executor, tracking
+from pipelines.compare import CompareError, compare
 from pipelines.stage import run
 from upsr.config import ConfigError, Params, load_params, parse
 from upsr.files import atomic
@@ -30,6 +31,7 @@ PARAMS = Path("params.yaml")
 LOCK = Path("dvc.lock")
 WORKTREES = Path(".dvc/tmp/sweep")
 METRICS = Path("reports/evaluate/metrics.json")
+HOLDOUT = "holdout"  # the benchmark of `evaluate` that every source of images has
 GRACE_SECONDS = executor.GRACE_SECONDS / 2  # the stage must end before the flow kills this process
 Values = Mapping[str, Any]
 """Dotted keys of params.yaml -> the values of an experiment."""
@@ -55,9 +57,9 @@ def remaining(params: Params) -> list[str]:
         settings = yaml.safe_load(PARAMS.read_text())
         apply(settings, values, f"{PARAMS}: sweep.cross")
         parse(Params, settings, f"sweep.cross: {name}")
-    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock")
+    changed = _git("diff", "--name-only", "HEAD", "--", ".", ":!dvc.lock")
     if changed:
-        files = " ".join(changed.split()[1::2])
+        files = ", ".join(changed.splitlines())
         raise ValueError(f"sweep: uncommitted changes in {files}: commit them first, a sweep runs HEAD")
     head = _git("rev-parse", "HEAD")
     refs = _git("for-each-ref", "--format=%(refname)", f"refs/exps/{head[:2]}/{head[2:]}/").split()
@@ -71,11 +73,16 @@ def remaining(params: Params) -> list[str]:
 def recorded(params: Params) -> Iterator[str | None]:
     """The id of the sweep's MLflow run, the parent of the experiments' runs; None while the store is down.
 
-    A resumed sweep continues the same run.
+    A resumed sweep continues the same run. When all experiments are done, the run gets the page and plots of
+    `upsr compare`.
     """
     id_file = WORKTREES / _git("rev-parse", "HEAD")[:8] / "parent"
     with _run(_git("rev-parse", "--short", "HEAD"), {"cross": params.sweep.cross}, {}, id_file) as tracker:
         yield tracker.run_id
+        try:
+            tracker.artifact(compare(HOLDOUT, id_file.parent / "compare").parent)
+        except CompareError as error:  # nothing was evaluated
+            _log(f"the arms are not compared: {error}")
 
 
 def command(name: str, parent: str | None) -> list[str]:

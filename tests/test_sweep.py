@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import PATIENCE, ROOT, params, processes_that_mention, settings, until
+from test_compare import record
 
 from pipelines import executor, sweep
 
@@ -136,6 +137,8 @@ def test_a_sweep_that_was_stopped_finishes_only_the_rest(
     assert not processes_that_mention(str(repository))
 
     (outside / "go").touch()
+    record("residual", 0, psnr=20.0, lpips=0.5)
+    record("dynamic", 0, psnr=21.5, lpips=0.4)
     assert start().wait(2 * PATIENCE) == 0
     did = [line.rpartition(" ") for line in lines()]
     assert [what for what, *_ in did[1:]] == ["resumed residual-32", "started residual-16", "started residual-32"]
@@ -153,6 +156,8 @@ def test_a_sweep_that_was_stopped_finishes_only_the_rest(
     assert len(children) == 2 and parent.info.status == "FINISHED"
     assert all(run.data.tags["mlflow.parentRunId"] == parent.info.run_id for run in children)
     assert all(run.data.metrics == {"Set5/psnr": 30.5} for run in children)
+    plots = {Path(file.path).name for file in client.list_artifacts(parent.info.run_id, "compare")}
+    assert plots == {"variants.md", "variants.png", "variants-forest.png"}
 
 
 def worktrees(repository: Path) -> list[Path]:

@@ -147,15 +147,17 @@ def _save(folder: Path, weights: Path, example: Path) -> None:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
+    from pipelines import served
+
     code = folder.parent / "upsr"  # the library without its bundled weights
     shutil.copytree(ROOT / "upsr", code, ignore=shutil.ignore_patterns("bundled", "__pycache__"))
     inputs = Schema([ColSpec("binary", "image")])
     options = ParamSchema([ParamSpec("seed", "long", 0), ParamSpec("tile", "long", 128)])
     pyfunc.save_model(
         folder,
-        loader_module="upsr.inference.served",
+        loader_module="served",
         data_path=str(weights),
-        code_paths=[str(code)],
+        code_paths=[str(code), served.__file__],
         signature=ModelSignature(inputs, Schema([ColSpec("binary")]), options),
         input_example=pd.DataFrame({"image": [example.read_bytes()]}),
         pip_requirements=_requirements(),

@@ -1,7 +1,6 @@
 """Stage `report`: all results on one self-contained HTML page."""
 
 import csv
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from pipelines.stage import run
 from upsr.config import ConfigError, load_params
 from upsr.evaluation.metrics import higher_is_better
 from upsr.evaluation.statistics import showcase
-from upsr.files import atomic
+from upsr.files import atomic, parse_json
 
 LABELS = {
     "lr": "LR",
@@ -98,7 +97,7 @@ def main() -> None:
 def render(reports: Path, models: Path, params: Path) -> str:
     """The HTML of the page, from the results in `reports`/evaluate and the logs `models`/NAME/log.csv.
 
-    Raises `ConfigError` if a file is missing or is not valid JSON.
+    Raises `ConfigError` if a file is missing, and `DataError` if one is not valid JSON.
     """
     # results
     settings = load_params(params)
@@ -253,10 +252,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(_file(path))
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}: not valid JSON: {error}") from None
+    return parse_json(_file(path), path)
 
 
 def _file(path: Path) -> str:

@@ -37,14 +37,14 @@ from pipelines.train_unet import FOLDER as TRAINED
 from pipelines.train_unet import build_objective, fresh_denoiser, train_denoiser
 from pipelines.training import LMDB, WEIGHTS, finish
 from upsr.commands.scale import merge
-from upsr.config import Params, Section, parse
+from upsr.config import Params, Section, parse, read_yaml
 from upsr.data.benchmarks import Benchmark, locate, open_benchmark
 from upsr.data.datasets import PatchDataset
 from upsr.degradation.second_order import SecondOrder, build_degradation
 from upsr.evaluation.metrics import Row
 from upsr.evaluation.runs import EvaluationRun, evaluate
 from upsr.evaluation.spread import all_devices
-from upsr.files import DataError, atomic, sha256, whole_folder
+from upsr.files import DataError, atomic, read_json, sha256, whole_folder
 from upsr.images import encode_png, read_rgb, to_image, to_tensor, write
 from upsr.inference.upscaler import Upscaler
 from upsr.models.atd import build_atd
@@ -103,7 +103,7 @@ class Plan(Section):
 
     def params(self, arm: str, seed: int) -> dict[str, Any]:
         """The settings of one run as plain values. Raises `ConfigError` for invalid ones."""
-        values = yaml.safe_load(Path("params.yaml").read_text())
+        values = read_yaml("params.yaml")
         for _ in merge(values, self.settings):
             pass
         apply(values, {**self.arms[arm], "seed": seed}, f"{PLAN}: arms.{arm}")
@@ -115,7 +115,7 @@ class Plan(Section):
 
 def load_plan(path: Path = PLAN) -> Plan:
     """Reads a plan. Raises `ConfigError` for an invalid one."""
-    return parse(Plan, yaml.safe_load(path.read_text()), str(path))
+    return parse(Plan, read_yaml(path), str(path))
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class Run:
         path = RESULTS / f"{self.name}.json"
         if not path.is_file():
             return False
-        then, now = json.loads(path.read_text())["inputs"], self.inputs
+        then, now = read_json(path)["inputs"], self.inputs
         same = all(now["settings"].get(key) == value for key, value in then.pop("settings").items())
         return same and all(now[key] == value for key, value in then.items())
 
@@ -181,7 +181,7 @@ def prepare(plan: Plan) -> None:
     values = plan.params(next(iter(plan.arms)), plan.seeds[0])
     wanted = {key: values[key] for key in ("scale", "data", "crop", "pack", "degradation")} | {"side": plan.side}
     made = FOLDER / "made.json"
-    if not made.is_file() or json.loads(made.read_text()) != json.loads(json.dumps(wanted)):
+    if not made.is_file() or read_json(made) != json.loads(json.dumps(wanted)):
         shutil.rmtree(FOLDER / "data", ignore_errors=True)
         FOLDER.mkdir(exist_ok=True)
         (FOLDER / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))

@@ -10,7 +10,7 @@ import pandas as pd
 
 from pipelines.contrasts import Declared, contrast_table, forest
 from upsr.data.benchmarks import locate
-from upsr.files import DataError, atomic
+from upsr.files import DataError, atomic, read_json
 
 if TYPE_CHECKING:
     from pipelines.study import Plan
@@ -41,7 +41,7 @@ def write(plan: "Plan") -> list[Path]:
 
 def load() -> tuple[pd.DataFrame, list[dict[str, Any]]]:
     """The figures of all finished runs, a row per arm, seed, benchmark and image; and the facts of each run."""
-    facts = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    facts = [read_json(path) for path in sorted(RESULTS.glob("*.json"))]
     tables = [
         pd.read_csv(RESULTS / f"{run['arm']}-{run['seed']}.csv").assign(arm=run["arm"], seed=run["seed"])
         for run in facts

@@ -24,7 +24,7 @@ from ruamel.yaml import YAML
 from pipelines import executor, tracking
 from pipelines.compare import CompareError, compare
 from pipelines.stage import run
-from upsr.config import ConfigError, Params, load_params, parse
+from upsr.config import ConfigError, Params, load_params, parse, read_yaml
 from upsr.files import atomic
 
 PARAMS = Path("params.yaml")
@@ -54,7 +54,7 @@ def remaining(params: Params) -> list[str]:
     """
     planned = experiments(params.sweep.cross)
     for name, values in planned.items():
-        settings = yaml.safe_load(PARAMS.read_text())
+        settings = read_yaml(PARAMS)
         apply(settings, values, f"{PARAMS}: sweep.cross")
         parse(Params, settings, f"sweep.cross: {name}")
     changed = _git("diff", "--name-only", "HEAD", "--", ".", ":!dvc.lock")

@@ -90,8 +90,9 @@ def fresh_atd(cfg: Atd, scale: int, body: Path | None) -> ATD:
     """A network with random weights; if the file `body` is given, all but the upsampler have its weights."""
     atd = build_atd(cfg, scale)
     if body is not None:
-        weights = {k: v for k, v in load_pretrained(body).parts["atd"].items() if not k.startswith("upsample.")}
-        atd.load_state_dict(atd.state_dict() | weights)
+        file = load_pretrained(body)
+        weights = file.network("atd", lambda: build_atd(cfg, file.scale)).state_dict()
+        atd.load_state_dict(atd.state_dict() | {k: v for k, v in weights.items() if not k.startswith("upsample.")})
     return atd
 
 

@@ -46,9 +46,7 @@ def train_denoiser(params: Params, wrap: Callable[[nn.Module], nn.Module] = lamb
     # auxiliary network
     atd_file = load_pretrained(ATD)
     atd_section = atd_file.section("atd", Atd)
-    g = build_atd(atd_section, params.scale)
-    g.load_state_dict(atd_file.parts["atd"])
-    atd = wrap(g)
+    atd = wrap(atd_file.network("atd", lambda: build_atd(atd_section, params.scale)))
     settings = {
         "scale": params.scale,
         "atd": atd_section,

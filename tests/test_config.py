@@ -1,13 +1,23 @@
 """Settings: strict, and a mistake is one line that names its path."""
 
+import resource
+import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
+import yaml
 from conftest import ROOT, settings
 
-from upsr.config import ConfigError, Params, Section, load_params, parse
+from pipelines.study import load_plan
+from upsr import images
+from upsr.__main__ import main
+from upsr.config import ConfigError, Params, Section, load_params, parse, read_yaml
+from upsr.data.benchmarks import open_benchmark
+from upsr.files import DataError, read_json
 
 
 def test_the_shipped_settings_are_valid():
@@ -101,3 +111,87 @@ def test_a_missing_or_broken_file_is_one_line(tmp_path: Path):
     with pytest.raises(ConfigError, match="not valid YAML") as error:
         load_params(tmp_path / "params.yaml")
     assert "\n" not in str(error.value)
+
+
+LAUGHS = "a0: &a0 [ha, ha]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
+MERGES = "a0: &a0 {k: 1}\n" + "".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}\n" for i in range(1, 12))
+HOSTILE = {
+    "laughs": LAUGHS,
+    "merges": MERGES,
+    "laughs in a value": LAUGHS + "seed: *a11\n",
+    "few laughs in a value": f"a: &a [{'x, ' * 90}]\nb: &b [{'*a, ' * 90}]\nseed: *b\n",
+    "a list in itself": "seed: &a [*a]\n",
+    "keys in themselves": "seed: &a {<<: *a}\n",
+    "deep lists": f"seed: {'[' * 10_000}{']' * 10_000}\n",
+    "deep keys": f"seed: {'{a: ' * 10_000}1{'}' * 10_000}\n",
+    "open lists": "[" * 10_000,
+    "deep blocks": "".join(" " * i + "a:\n" for i in range(1500)),
+    "a long number": f"seed: {'9' * 5000}\n",
+    "a long hexadecimal number": f"seed: -0x{'f' * 5000}\n",
+    "a long text": f"seed: {'x' * 1_000_000}\n",
+    "a long key": f"{'x' * 1000}: 1\n",
+    "many keys": "".join(f"k{i}: 1\n" for i in range(2000)),
+    "a date of month 13": "seed: 2001-13-45\n",
+    "a tag": "seed: !!python/object/apply:os.system [true]\n",
+    "a list as a key": "? [1, 2]\n: 3\n",
+    "no keys": "[1, 2]\n",
+    "nothing": "",
+    "NUL": "seed: \0\n",
+}
+
+
+@pytest.mark.parametrize("read", [load_params, load_plan])
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_file_is_one_short_line(tmp_path: Path, name: str, read: Any):
+    path = tmp_path / "hostile.yaml"
+    path.write_text(HOSTILE[name])
+    start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ConfigError) as error:
+        read(path)
+    line = str(error.value)
+    assert line.startswith(f"{path}: ") and "\n" not in line and len(line) < 1500
+    assert time.monotonic() - start < 10  # on a busy machine; alone, it is one second
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
+
+
+def test_bytes_that_are_no_text_are_one_line(tmp_path: Path):
+    (tmp_path / "params.yaml").write_bytes(b"seed: \xff\xfe\n")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_aliases_and_merged_keys_are_read(tmp_path: Path):
+    """scales/study.yaml has them."""
+    (tmp_path / "a.yaml").write_text("a: &a {x: 1}\nb: {<<: *a, y: 2}\nc: *a\n")
+    assert read_yaml(tmp_path / "a.yaml") == {"a": {"x": 1}, "b": {"x": 1, "y": 2}, "c": {"x": 1}}
+    for path in [ROOT / "params.yaml", *(ROOT / "scales").glob("*.yaml")]:
+        assert read_yaml(path) == yaml.safe_load(path.read_text())
+
+
+@pytest.mark.parametrize("name", ["laughs", "merges", "deep lists", "no keys", "nothing"])
+def test_a_hostile_scale_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+):
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    (tmp_path / "scales").mkdir()
+    (tmp_path / "scales" / "hostile.yaml").write_text(HOSTILE[name])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        main(["scale", "hostile"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert end.value.code == 2 and line.startswith("error: scales/hostile.yaml: ")
+    assert (tmp_path / "params.yaml").read_text() == (ROOT / "params.yaml").read_text()
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a": ' * 100_000, "[1", '{"a": ' + "9" * 5000 + "}", b"\xff"])
+def test_hostile_json_is_one_line(tmp_path: Path, text: str | bytes):
+    path = tmp_path / "sources.lock"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(DataError) as error:
+        read_json(path)
+    assert str(error.value).startswith(f"{path}: invalid JSON (") and "\n" not in str(error.value)
+    folder = tmp_path / "benchmark"
+    images.write(folder / "a.png", np.zeros((4, 4, 3), np.uint8))
+    path.rename(folder / "manifest.json")
+    with pytest.raises(DataError, match=r"manifest\.json: has no key `lr`"):
+        open_benchmark(folder, 4)

@@ -1,13 +1,21 @@
 """Pictures on disk and in memory."""
 
+import io
+import os
+import resource
+import socket
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from upsr import files, images
+from upsr.__main__ import main
 from upsr.images import ImageError
 
 
@@ -122,3 +130,88 @@ def test_tensors_and_back():
     for dtype in (np.uint8, np.uint16):
         image = noise(3, 4, 3, dtype=dtype)
         assert np.array_equal(images.to_image(images.to_tensor(image), dtype), image)
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def large_png(width: int, height: int) -> bytes:
+    """A valid black image in few bytes."""
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    rows = zlib.compress(bytes(height * (1 + -(-width // 8))), 9)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def resized_header(suffix: str) -> bytes:
+    """An image of few bytes whose header says that it has 16000 × 16000 pixels."""
+    data = io.BytesIO()
+    Image.new("RGB", (40, 30)).save(data, {".jpg": "JPEG", ".bmp": "BMP", ".tif": "TIFF", ".webp": "WEBP"}[suffix])
+    sizes = {
+        ".jpg": (">HH", 30, 40),
+        ".bmp": ("<ii", 40, 30),
+        ".webp": ("<HH", 40, 30),
+    }
+    if suffix == ".tif":  # the tags 256 and 257: LONG or SHORT, one value
+        tiff = data.getvalue()
+        for tag, old in ((256, 40), (257, 30)):
+            for kind in (3, 4):
+                tiff = tiff.replace(struct.pack("<HHII", tag, kind, 1, old), struct.pack("<HHII", tag, kind, 1, 16000))
+        return tiff
+    code, *old = sizes[suffix]
+    assert data.getvalue().count(struct.pack(code, *old)) == 1
+    return data.getvalue().replace(struct.pack(code, *old), struct.pack(code, 16000, 16000))
+
+
+@pytest.mark.parametrize("size", [(30_000, 30_000), (12_000, 12_000), (2**27 + 8, 1), (1, 2**27 + 8)])
+def test_an_image_of_too_many_pixels_is_not_decoded(size: tuple[int, int]):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    data = large_png(*size)
+    before = max(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    with pytest.raises(ImageError, match=r"^big\.png: more than 134 megapixels: cut it into parts or remove it$"):
+        images.decode(data, "big.png")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kB
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".bmp", ".tif", ".webp"])
+def test_the_bound_holds_for_every_format(suffix: str):
+    with pytest.raises(ImageError, match="megapixels"):
+        images.decode(resized_header(suffix), f"big{suffix}")
+
+
+def test_a_long_image_within_the_bound_is_read():
+    assert images.decode(large_png(100_000, 1), "long.png").shape == (1, 100_000, 1)
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_image_within_the_bound_gives_no_warning():
+    assert images.decode(large_png(11_000, 10_000), "large.png").shape == (10_000, 11_000, 1)
+
+
+def test_pipes_folders_and_sockets_are_no_images(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "folder.png").mkdir()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket.png"))
+        (tmp_path / "null.png").symlink_to("/dev/null")
+        (tmp_path / "lost.png").symlink_to(tmp_path / "nowhere")
+        images.write(tmp_path / "a.png", noise(4, 4, 3))
+        assert [p.name for p in images.find(tmp_path)] == ["a.png", "lost.png"]
+        for name in ("pipe.png", "folder.png", "socket.png", "null.png", "lost.png"):
+            with pytest.raises(ImageError, match=f"{name}: cannot be read: "):
+                images.read(tmp_path / name)
+
+
+def test_a_batch_skips_what_is_too_large_and_names_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "in").mkdir()
+    images.write(tmp_path / "in" / "fine.png", noise(9, 8, 3))
+    (tmp_path / "in" / "large.png").write_bytes(large_png(12_000, 12_000))
+    os.mkfifo(tmp_path / "in" / "pipe.png")
+    with pytest.raises(SystemExit):
+        main(["upscale", str(tmp_path / "in"), "-o", str(tmp_path / "out")])
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(lines) == 2 and "large.png: more than 134 megapixels" in lines[0] and "1 of 2 images" in lines[1]
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["fine.png"]
+    with pytest.raises(SystemExit):
+        main(["upscale", str(tmp_path / "in" / "pipe.png"), "-o", str(tmp_path / "out")])
+    assert "pipe.png: cannot be read: a folder, a pipe or a device" in capsys.readouterr().err

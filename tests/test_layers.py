@@ -24,8 +24,8 @@ LAYERS = [
 ]
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 FRONT_DOOR = "__init__"  # `from upsr import Upscaler`: names the upscaler, and imports it when asked
-HOME = {  # mlflow has two: trainings depend on tracking.py, and shall not on the registry
-    "mlflow": {"pipelines/tracking.py", "pipelines/registry.py"},
+HOME = {  # mlflow has three: trainings depend on tracking.py, and shall not on the registry
+    "mlflow": {"pipelines/tracking.py", "pipelines/registry.py", "pipelines/served.py"},
     "prefect": {"pipelines/flows.py"},
     "prefect_ray": {"pipelines/flows.py"},
     "ray": {"pipelines/flows.py"},

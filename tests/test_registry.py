@@ -6,13 +6,15 @@ import os
 import signal
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import free_port, params
+from conftest import free_port, merged, params
+from test_images import large_png
 from test_tracking import wait_for
 
 from pipelines import registry, tracking
@@ -88,9 +90,47 @@ def test_the_champion_is_served_and_upscales(store: Path, picture: Path) -> None
         assert (images.decode(base64.b64decode(answer), "answer") == made).all()
         example = json.loads(next(store.rglob("serving_input_example.json")).read_text())
         assert len(ask(port, example)["predictions"]) == 1
+        for bad, says in BAD_REQUESTS:
+            refuses(port, merged(asked, bad), says)
+        refuses(port, {"dataframe_split": {"columns": ["picture"], "data": [[data]]}}, "image")
+        assert len(ask(port, asked)["predictions"]) == 1
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
+
+
+def rows(*encoded: object) -> dict:
+    return {"dataframe_split": {"columns": ["image"], "data": [[image] for image in encoded]}}
+
+
+LARGE = base64.b64encode(large_png(12_000, 12_000)).decode()
+BAD_REQUESTS = [  # what replaces a part of a good request, and what the answer says
+    ({"params": {"tile": 0}}, "tile 0: give 1 or more"),
+    ({"params": {"tile": -8}}, "tile -8: give 1 or more"),
+    ({"params": {"tile": 10**9}}, "tile 1000000000: give a number up to 1024"),
+    ({"params": {"tile": 2**70}}, "tile"),
+    ({"params": {"tile": "large"}}, "tile"),
+    ({"params": {"seed": -1}}, "seed -1: give 0 or more"),
+    ({"params": {"seed": "first"}}, "seed"),
+    ({"params": {"seed": 2**70}}, "seed"),
+    ({"params": {"seed": 1.5}}, "seed"),
+    ({"params": {"tile": None}}, "tile None: give a number up to 1024"),
+    ({"params": [1]}, "Parameters must be a dictionary"),
+    (rows(base64.b64encode(b"text").decode()), "image 1: not a readable"),
+    (rows(""), "image 1: not a readable"),
+    (rows(LARGE), "image 1: more than 134 megapixels"),
+    (rows("no base64!"), "image"),
+    (rows(None), "image"),
+    (rows(7), "image"),
+]
+
+
+def refuses(port: int, question: dict, says: str) -> None:
+    """The server answers that the request is at fault, in words, and without a traceback."""
+    with pytest.raises(urllib.error.HTTPError) as error:
+        ask(port, question)
+    answer = error.value.read().decode()
+    assert error.value.code == 400 and says in json.loads(answer)["message"] and "Traceback" not in answer, answer
 
 
 def ask(port: int, question: dict) -> dict:

@@ -86,7 +86,9 @@ class Run:
             folder=self.folder,
             identity={"settings": {"name": identity}},
             validate=self.validate,
-            save=lambda path, atd: save_pretrained(path, {"atd": atd.state_dict()}, {}),
+            save=lambda path, atd: save_pretrained(
+                path, {"atd": atd.state_dict()}, {"scale": 4, "atd": self.params.atd}
+            ),
             report=lambda step, values: stop(step) if stop and "loss" in values else None,
             preview=lambda step, network: None,
         )

@@ -1,13 +1,16 @@
 """Files and folders: atomic writes, SHA-256, and errors in one line."""
 
 import contextlib
+import errno
 import hashlib
+import json
 import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 log = logging.getLogger(__name__)
 
@@ -78,3 +81,24 @@ def report_corrupt(messages: Sequence[str], on_corrupt: str) -> None:
         raise DataError(f"{len(messages)} unreadable: {'; '.join(messages)}, or set data.on_corrupt to skip")
     for message in messages:
         log.warning("skipped: %s", message)
+
+
+def check_regular(path: str | Path) -> None:
+    """Raises `OSError` where a path is a folder, a pipe or a device: reading a pipe may never end."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError(errno.EINVAL, "a folder, a pipe or a device, not a file", str(path))
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file. Raises `DataError` for another file, and `OSError` for one that cannot be read."""
+    return parse_json(path.read_bytes(), path)
+
+
+def parse_json(text: str | bytes, path: Path) -> Any:
+    """The value of the JSON in the file `path`. Raises `DataError` for other text, and for values nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise DataError(f"{path}: invalid JSON (nested too deeply): restore it or make it again") from None
+    except ValueError as error:  # also of a number of too many digits, and of bytes that are no text
+        raise DataError(f"{path}: invalid JSON ({' '.join(str(error).split())}): restore it or make it again") from None

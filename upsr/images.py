@@ -1,5 +1,8 @@
 """Images on disk and in memory: read and write, ranges, luma, padding, resizing."""
 
+import io
+import math
+import warnings
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,11 +11,15 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
-from upsr.files import atomic
+from upsr.files import atomic, check_regular
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+
+MAX_PIXELS = 2**27
+"""The pixels of an image that is read, at most. A file of some kB can hold any number of them."""
 
 DEEP = frozenset({".png", ".tif", ".tiff"})  # formats with 16 bit per channel
 
@@ -22,25 +29,33 @@ class ImageError(ValueError):
 
 
 def find(folder: str | Path) -> list[Path]:
-    """The images directly in a folder, sorted by name. Raises `ImageError` where the folder does not exist."""
+    """The images directly in a folder, sorted by name; folders, pipes and devices with such a name are none.
+
+    Raises `ImageError` where the folder does not exist.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise ImageError(f"{folder}: no such folder of images")
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    named = (p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    return sorted(p for p in named if p.is_file() or not p.exists())  # a broken link is an image that cannot be read
 
 
 def decode(data: bytes, name: str | Path) -> np.ndarray:
     """Encoded bytes -> (H, W, C) uint8 or uint16 in RGB order; C is 1 (grey), 3, or 4 (with alpha).
 
-    A JPEG's EXIF orientation is applied. Raises `ImageError` for an unreadable or truncated image: OpenCV silently
-    fills the missing part of a truncated file with grey, so the end marker is checked.
+    A JPEG's EXIF orientation is applied. Raises `ImageError` for an image of more than `MAX_PIXELS`, and for an
+    unreadable or truncated one: OpenCV silently fills the missing part of a truncated file with grey, so the end marker
+    is checked.
     """
     jpeg, png = data[:2] == b"\xff\xd8", data[:4] == b"\x89PNG"
     if (jpeg and not _jpeg_ends(data)) or (png and b"IEND" not in data[-65536:]):
         raise ImageError(f"{name}: truncated image: replace or remove it")
+    pixels = _pixels(data)
+    if pixels > MAX_PIXELS:
+        raise ImageError(f"{name}: more than {MAX_PIXELS / 1e6:.0f} megapixels: cut it into parts or remove it")
     flags = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH if jpeg else cv2.IMREAD_UNCHANGED
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if pixels else None
     except cv2.error:
         image = None
     if image is None or image.dtype not in (np.uint8, np.uint16):
@@ -50,6 +65,18 @@ def decode(data: bytes, name: str | Path) -> np.ndarray:
     if image.shape[2] == 2:  # grey with alpha
         return np.concatenate([np.repeat(image[:, :, :1], 3, axis=2), image[:, :, 1:]], axis=2)
     return cv2.cvtColor(image, cv2.COLOR_BGRA2RGBA if image.shape[2] == 4 else cv2.COLOR_BGR2RGB)
+
+
+def _pixels(data: bytes) -> float:
+    """Width times height as the header has them; 0 where it cannot be read, and infinity beyond Pillow's own limit."""
+    try:
+        with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
+            header = Image.open(io.BytesIO(data))  # decodes nothing
+        return header.width * header.height
+    except Image.DecompressionBombError:
+        return math.inf
+    except Exception:  # a dozen exception types for broken headers
+        return 0
 
 
 def _jpeg_ends(data: bytes) -> bool:
@@ -63,6 +90,7 @@ def _jpeg_ends(data: bytes) -> bool:
 def read(path: str | Path) -> np.ndarray:
     """Reads an image file as `decode` does. Raises `ImageError` for a missing or unreadable file."""
     try:
+        check_regular(path)
         data = Path(path).read_bytes()
     except OSError as error:
         raise ImageError(f"{path}: cannot be read: {error.strerror}") from None

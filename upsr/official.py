@@ -10,15 +10,16 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import get_args
 
 import torch
-import torch.nn as nn
 from torch import Tensor
 
-from upsr.config import Atd, Diffusion, Dynamic, Section, Uncertainty, Unet
+from upsr.config import Atd, Diffusion, Dynamic, Scale, Section, Uncertainty, Unet
+from upsr.config.networks import MOST_PIXELS_OF_A_CATEGORY
 from upsr.models.atd import build_atd
 from upsr.models.unet import build_unet
-from upsr.pretrained import CheckpointError
+from upsr.pretrained import CheckpointError, restored
 
 State = dict[str, Tensor]
 
@@ -46,21 +47,24 @@ UNCERTAINTY = Uncertainty(
     learn_mix=False,
     dynamic=Dynamic(source="x0_hat", smoothing=0.5, intervals=(0.05, 0.03, 0.01)),
 )
+REMEDY = "give the authors' file"
 LR_SIZE = 64  # where the UNet has no mask
 
 
 def convert(atd: Path, unet: Path | None, category_size: int) -> tuple[dict[str, State], dict[str, Section | int]]:
     """(parts, settings) for `save_pretrained`: of ATD alone, or of ATD and the UNet. Executes no code from the files.
 
-    Raises `CheckpointError` for a file that does not fit, and `ValueError` for a `category_size` below 1.
+    Raises `CheckpointError` for a file that does not fit, and `ValueError` for a `category_size` out of bounds.
     """
-    if category_size < 1:
-        raise ValueError(f"--category-size {category_size}: give 1 or more (the paper's: 128)")
+    if not 1 <= category_size <= MOST_PIXELS_OF_A_CATEGORY:
+        raise ValueError(f"--category-size {category_size}: give 1 to {MOST_PIXELS_OF_A_CATEGORY} (the paper's: 128)")
     # ATD
     state = load_official(atd)
     with _shape_errors(atd, "an ATD: give the authors' `atd_real.pth`"):
         cfg, scale = read_atd(state, category_size)
-    parts = {"atd": _checked(build_atd(cfg, scale), state, atd)}
+    if scale not in get_args(Scale):
+        raise CheckpointError(f"{atd}: is for scale {scale}: give one for {' or '.join(map(str, get_args(Scale)))}")
+    parts = {"atd": restored(lambda: build_atd(cfg, scale), state, atd, REMEDY).state_dict()}
     if unet is None:
         return parts, {"scale": scale, "atd": cfg}
     # UNet
@@ -70,7 +74,10 @@ def convert(atd: Path, unet: Path | None, category_size: int) -> tuple[dict[str,
     if unet_scale != scale:
         raise CheckpointError(f"{unet}: is for scale {unet_scale}, {atd} for {scale}: give two of the same scale")
     state = {k: v for k, v in state.items() if not k.endswith(DERIVED)}
-    parts |= {"unet": _checked(build_unet(unet_cfg, scale), state, unet), "uncertainty": {}}
+    parts |= {
+        "unet": restored(lambda: build_unet(unet_cfg, scale), state, unet, REMEDY).state_dict(),
+        "uncertainty": {},
+    }
     chain = {"diffusion": DIFFUSION, "uncertainty": UNCERTAINTY}
     return parts, {"scale": scale, "atd": cfg, "unet": unet_cfg, **chain}
 
@@ -90,9 +97,16 @@ def load_official(path: str | Path) -> State:
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
             break
-    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not state or not all(_is_weight(k, v) for k, v in state.items()):
         raise CheckpointError(f"{path}: holds no weights of a network: give the authors' file")
+    # Tensors can repeat one value, or share their values: no real weights are larger than their file.
+    if sum(v.nbytes for v in state.values()) > Path(path).stat().st_size:
+        raise CheckpointError(f"{path}: its weights are larger than the file: give the authors' file")
     return {k.removeprefix("module."): v for k, v in state.items()}
+
+
+def _is_weight(name: object, value: object) -> bool:
+    return isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided
 
 
 def read_atd(state: State, category_size: int) -> tuple[Atd, int]:
@@ -167,20 +181,3 @@ def _shape_errors(path: Path, what: str) -> Iterator[None]:
         yield
     except (KeyError, IndexError, ValueError, TypeError, ArithmeticError):
         raise CheckpointError(f"{path}: not the weights of {what}") from None
-
-
-def _checked(network: nn.Module, state: State, path: Path) -> State:
-    """The network's state dict with these weights. Every name and shape must agree."""
-    own = network.state_dict()
-    wrong = sorted({k for k, _ in _shapes(own) ^ _shapes(state)})
-    if wrong:
-        raise CheckpointError(
-            f"{path}: {len(wrong)} weights are missing, unknown or of the wrong shape, such as `{wrong[0]}`: "
-            "give the authors' file"
-        )
-    network.load_state_dict(state)
-    return network.state_dict()
-
-
-def _shapes(state: State) -> set[tuple[str, tuple[int, ...]]]:
-    return {(k, tuple(v.shape)) for k, v in state.items()}

@@ -5,19 +5,21 @@ JSON, the scale and one settings record for each part and for `diffusion`.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
-from pydantic import ValidationError
+import torch
+import torch.nn as nn
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from upsr.config import ConfigError, Section
-from upsr.files import atomic
+from upsr.config import Atd, ConfigError, Diffusion, Scale, Section, Uncertainty, Unet, check_denoiser, parse, short
+from upsr.files import DataError, atomic, parse_json
 
+N = TypeVar("N", bound=nn.Module)
 S = TypeVar("S", bound=Section)
 Parts = Mapping[str, Mapping[str, Tensor]]
 """Part name -> state dict."""
@@ -27,6 +29,8 @@ BUNDLED = Path(__file__).parent / "bundled"
 STARTER = "atd-48"
 """The bundled weights that `starter` means."""
 FILE = "weights.safetensors"
+RECORDS: dict[str, type[Section]] = {"atd": Atd, "unet": Unet, "diffusion": Diffusion, "uncertainty": Uncertainty}
+REMEDY = "use a file that this version wrote"
 
 
 class CheckpointError(ValueError):
@@ -50,11 +54,15 @@ class Pretrained:
     def section(self, name: str, record: type[S]) -> S:
         """One section of the settings. Raises `CheckpointError` where it is missing or does not fit the record."""
         try:
-            return record.model_validate(self.settings[name])
-        except (KeyError, ValidationError, ConfigError):
+            return parse(record, self.settings.get(name), name)
+        except ConfigError as error:
             raise CheckpointError(
-                f"{self.path}: its settings for `{name}` do not fit this version: train again"
+                f"{self.path}: its settings for `{name}` do not fit this version ({error}): train again"
             ) from None
+
+    def network(self, part: str, build: Callable[[], N]) -> N:
+        """The network that `build` makes, with the weights of a part. Raises `CheckpointError` as `restored` does."""
+        return restored(build, self.parts.get(part, {}), self.path)
 
 
 def save_pretrained(path: str | Path, parts: Parts, settings: Mapping[str, Any]) -> None:
@@ -73,7 +81,10 @@ def save_pretrained(path: str | Path, parts: Parts, settings: Mapping[str, Any])
 
 
 def load_pretrained(path: str | Path) -> Pretrained:
-    """Reads a weights file; executes no code. Raises `CheckpointError` for a missing file or another format."""
+    """Reads a weights file and checks its settings; executes no code.
+
+    Raises `CheckpointError` for a missing file, another format, and settings that are invalid or missing.
+    """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(
@@ -82,13 +93,76 @@ def load_pretrained(path: str | Path) -> Pretrained:
     parts: dict[str, dict[str, Tensor]] = {}
     try:
         with safe_open(path, framework="pt") as file:
-            settings = json.loads((file.metadata() or {})["upsr"])
+            settings = parse_json((file.metadata() or {})["upsr"], path)
             for name in file.keys():  # noqa: SIM118 (not a dict)
                 part, _, key = name.partition(".")
                 parts.setdefault(part, {})[key] = file.get_tensor(name)
-    except (SafetensorError, KeyError, json.JSONDecodeError):
+    except (SafetensorError, KeyError, DataError, OSError):
         raise CheckpointError(f"{path}: not a weights file of this project: use one that it wrote") from None
-    return Pretrained(path, parts, _completed(settings))
+    return _valid(path, parts, settings)
+
+
+def _valid(path: Path, parts: Parts, settings: Any) -> Pretrained:
+    """The contents of a file, whose settings are those of its parts and within their bounds."""
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{path}: its settings are no table of keys: {REMEDY}")
+    if not isinstance(scale := settings.get("scale"), int) or scale not in get_args(Scale):
+        raise CheckpointError(
+            f"{path}: its settings have no scale of {' or '.join(map(str, get_args(Scale)))}: {REMEDY}"
+        )
+    model = Pretrained(path, parts, _completed(settings))
+    if strange := sorted(model.settings.keys() - RECORDS.keys() - {"scale"} | parts.keys() - RECORDS.keys()):
+        raise CheckpointError(f"{path}: has an unknown part `{short(strange[0])}`: {REMEDY}")
+    sections: dict[str, Any] = {
+        name: model.section(name, record) for name, record in RECORDS.items() if name in settings
+    }
+    if lacking := sorted({"atd", "unet"} & (parts.keys() ^ settings.keys())):
+        raise CheckpointError(f"{path}: has weights or settings for `{lacking[0]}`, but not both: {REMEDY}")
+    try:
+        check_denoiser(sections.get("unet"), sections.get("diffusion"), sections.get("uncertainty"))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    return model
+
+
+def restored(build: Callable[[], N], state: Mapping[str, Tensor], path: Path, remedy: str = REMEDY) -> N:
+    """The network that `build` makes, with the weights `state`, which come from the file `path`.
+
+    Names and shapes are compared before memory is allocated. Raises `CheckpointError` as `load_weights` does.
+    """
+    with torch.device("meta"):
+        _compare(build().state_dict(), state, path, remedy)
+    network = build()
+    load_weights(network, state, path, remedy)
+    return network
+
+
+def load_weights(network: nn.Module, state: Mapping[str, Tensor], path: Path, remedy: str = REMEDY) -> None:
+    """Loads the weights `state`, which come from the file `path`, into a network.
+
+    Raises `CheckpointError` where names, shapes or types differ, and for NaN, infinity, and wrong index tables.
+    """
+    own = network.state_dict()
+    _compare(own, state, path, remedy)
+    indices = {key: value.clone() for key, value in own.items() if value.dim() and not value.is_floating_point()}
+    network.load_state_dict(state)
+    for key, value in network.state_dict().items():
+        if not (torch.equal(value, indices[key]) if key in indices else value.isfinite().all()):
+            raise CheckpointError(f"{path}: `{key}` has values that no training gives, such as NaN: {remedy}")
+
+
+def _compare(own: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Path, remedy: str) -> None:
+    wrong = sorted({key for key, *_ in _kinds(own) ^ _kinds(state)})
+    if wrong:
+        raise CheckpointError(
+            f"{path}: {len(wrong)} weights are missing, unknown or of the wrong shape, such as `{short(wrong[0])}`: "
+            f"{remedy}"
+        )
+
+
+def _kinds(state: Mapping[str, Tensor]) -> set[tuple[str, tuple[int, ...], bool]]:
+    """Name, shape and whether it has real numbers; 8-bit ones do not count, no training uses them."""
+    return {(k, tuple(v.shape), v.is_floating_point() and v.element_size() > 1) for k, v in state.items()}
 
 
 def _completed(settings: dict[str, Any]) -> dict[str, Any]:
@@ -98,8 +172,8 @@ def _completed(settings: dict[str, Any]) -> dict[str, Any]:
         "uncertainty": {"invert": False, "energy": 0.3, "lr_scale": 1, "unit": "image"},
     }
     settings = {k: later.get(k, {}) | v if isinstance(v, dict) else v for k, v in settings.items()}
-    unet = settings.get("unet", {})
-    if "global_skip" in unet:
+    unet = settings.get("unet")
+    if isinstance(unet, dict) and "global_skip" in unet:
         unet["skip"] = "condition" if unet.pop("global_skip") else "none"
     return settings
 

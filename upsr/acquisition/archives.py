@@ -8,7 +8,7 @@ from pathlib import Path
 from upsr import images
 from upsr.acquisition.extract import extract
 from upsr.acquisition.transfer import Remote, download
-from upsr.files import DataError, atomic, sha256
+from upsr.files import DataError, atomic, read_json, sha256
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _images(folder: Path) -> list[Path]:
 
 def _read_lock(lock: Path) -> dict[str, str]:
     """Hashes of earlier downloads by file name."""
-    try:
-        return dict(json.loads(lock.read_text())) if lock.is_file() else {}
-    except ValueError as error:
-        raise DataError(f"{lock}: invalid JSON ({error}): restore it from version control") from None
+    pinned = read_json(lock) if lock.is_file() else {}
+    if not isinstance(pinned, dict):
+        raise DataError(f"{lock}: is no table of hashes: restore it or make it again")
+    return pinned

@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> None:
 
     from ruamel.yaml import YAML
 
-    from upsr.config import Params, parse
+    from upsr.config import Params, parse, read_yaml
     from upsr.files import atomic
 
     source = SCALES / f"{options.name}.yaml"
@@ -46,6 +46,8 @@ def run(options: argparse.Namespace) -> None:
             or "none: run it in the project folder"
         )
         raise ValueError(f"{source}: no such scale; available: {known}")
+    for path in (options.params, source):
+        read_yaml(path)  # ruamel.yaml keeps comments, but does not bound what aliases and nesting make of a file
     yaml = YAML()
     yaml.preserve_quotes, yaml.width = True, 4096
     null = "tag:yaml.org,2002:null"

@@ -9,8 +9,8 @@ from upsr.config.diffusion import Diffusion, Dynamic, Uncertainty
 from upsr.config.evaluation import Evaluate, Judged, Nightly
 from upsr.config.flows import Jobs, Sweep
 from upsr.config.networks import ATD_TRAINING_KEYS, Atd, Unet
-from upsr.config.params import Params, load_params
-from upsr.config.section import ConfigError, Section, parse
+from upsr.config.params import Params, check_denoiser, load_params, read_yaml
+from upsr.config.section import ConfigError, Scale, Section, parse, short
 from upsr.config.training import AtdRecipe, Rate, Recipe, Select, Train, UnetRecipe
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "Recipe",
     "Resize",
     "Round",
+    "Scale",
     "Section",
     "Select",
     "Sweep",
@@ -42,6 +43,9 @@ __all__ = [
     "Uncertainty",
     "Unet",
     "UnetRecipe",
+    "check_denoiser",
     "load_params",
     "parse",
+    "read_yaml",
+    "short",
 ]

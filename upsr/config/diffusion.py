@@ -4,15 +4,15 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from upsr.config.section import Positive, Probability, Section
+from upsr.config.section import Probability, Section
 
 
 class Diffusion(Section):
     """The schedule is √η_t = √η_1 · (e/√η_1)^(((t−1)/(T−1))^p) with √η_1 = min(m/κ, m, √0.001)."""
 
-    steps: Positive
+    steps: Annotated[int, Field(gt=0, le=10000)]
     """T: number of diffusion timesteps."""
-    kappa: Annotated[float, Field(gt=0)]
+    kappa: Annotated[float, Field(gt=0, le=1000)]
     """κ: noise strength; x_t has the noise standard deviation κ √η_t w, for images in [-1, 1]."""
     min_noise: Annotated[float, Field(gt=0, lt=1)]
     """m: upper bound of √η_1, and of κ √η_1, the noise of the first timestep."""

@@ -1,7 +1,7 @@
 """The record of params.yaml, and the checks that concern two sections."""
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Self
 
 import yaml
 from pydantic import Field, model_validator
@@ -12,8 +12,10 @@ from upsr.config.diffusion import Diffusion, Uncertainty
 from upsr.config.evaluation import Evaluate, Nightly
 from upsr.config.flows import Jobs, Sweep
 from upsr.config.networks import Atd, Unet
-from upsr.config.section import ConfigError, Section, parse
+from upsr.config.section import ConfigError, Scale, Section, parse, short
 from upsr.config.training import AtdRecipe, Train, UnetRecipe
+
+MOST_NODES = 100_000  # of one YAML file
 
 
 class Params(Section):
@@ -21,7 +23,7 @@ class Params(Section):
 
     seed: Annotated[int, Field(ge=0)]
     """Seed of everything random; the same seed repeats a run."""
-    scale: Literal[2, 4]
+    scale: Scale
     """s: upscaling factor per side."""
     data: Data
     """The images of training, validation and the benchmark `holdout` (stage `download`)."""
@@ -77,19 +79,8 @@ class Params(Section):
         return self
 
     @model_validator(mode="after")
-    def _branches_have_a_map(self) -> Self:
-        if self.unet.branches == 2 and self.uncertainty.variant == "isotropic":
-            raise ValueError(
-                "unet.branches is 2, but uncertainty.variant `isotropic` has no map to mix them by: set it to 1"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _skip_predicts_an_image(self) -> Self:
-        if self.unet.skip != "none" and self.diffusion.predict == "epsilon":
-            raise ValueError(
-                f"unet.skip `{self.unet.skip}` adds an image, but diffusion.predict is `epsilon`: set it to none"
-            )
+    def _denoiser_fits(self) -> Self:
+        check_denoiser(self.unet, self.diffusion, self.uncertainty)
         return self
 
     @model_validator(mode="after")
@@ -110,12 +101,47 @@ class Params(Section):
         return self
 
 
+def check_denoiser(unet: Unet | None, diffusion: Diffusion | None, uncertainty: Uncertainty | None) -> None:
+    """Raises `ValueError` where two sections of one denoiser contradict each other; None stands for a missing one."""
+    if unet and uncertainty and unet.branches == 2 and uncertainty.variant == "isotropic":
+        raise ValueError(
+            "unet.branches is 2, but uncertainty.variant `isotropic` has no map to mix them by: set it to 1"
+        )
+    if unet and diffusion and unet.skip != "none" and diffusion.predict == "epsilon":
+        raise ValueError(f"unet.skip `{unet.skip}` adds an image, but diffusion.predict is `epsilon`: set it to none")
+
+
 def load_params(path: str | Path = "params.yaml") -> Params:
     """Reads a settings file. Raises `ConfigError`, in one line, for a missing file, invalid YAML or a wrong key."""
+    return parse(Params, read_yaml(path), str(path))
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The plain values of a YAML file of keys. Raises `ConfigError`, in one line, for any other file."""
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        loader = yaml.SafeLoader(Path(path).read_text(encoding="utf-8"))
+        root = loader.get_single_node()
+        if _written_out(root, {}) > MOST_NODES:
+            raise ConfigError(f"{path}: has more than {MOST_NODES} values with its aliases written out: remove some")
+        values = loader.construct_document(root) if root else None
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file: run the command in the project folder") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    return parse(Params, values, str(path))
+    except RecursionError:
+        raise ConfigError(f"{path}: not valid YAML: it is nested too deeply") from None
+    except ConfigError:
+        raise
+    except (yaml.YAMLError, ValueError) as error:  # a number of too many digits, a date of month 13, no UTF-8
+        raise ConfigError(f"{path}: not valid YAML: {short(str(error), 400)}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: has no keys: write `key: value` lines")
+    return values
+
+
+def _written_out(node: yaml.Node | None, known: dict[int, int]) -> int:
+    """The number of values below a node, with aliases written out: YAML copies them where it merges (`<<`)."""
+    if id(node) not in known:
+        known[id(node)] = MOST_NODES  # met again below itself: it has no end
+        children = node.value if isinstance(node, yaml.CollectionNode) else []
+        pairs = [part for child in children for part in (child if isinstance(child, tuple) else (child,))]
+        known[id(node)] = 1 + sum(_written_out(part, known) for part in pairs)
+    return known[id(node)]

@@ -1,6 +1,7 @@
 """The base of all records: frozen and strict, with one-line errors."""
 
-from typing import Annotated, Any, TypeVar
+import reprlib
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -12,7 +13,7 @@ class ConfigError(ValueError):
 class Section(BaseModel):
     """A frozen record that rejects unknown keys; the docstring under a field becomes its description."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 def ascending(pair: tuple[float, float]) -> tuple[float, float]:
@@ -22,11 +23,14 @@ def ascending(pair: tuple[float, float]) -> tuple[float, float]:
     return pair
 
 
+Scale = Literal[2, 4]
 Positive = Annotated[int, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Pair = Annotated[tuple[float, float], AfterValidator(ascending)]
 
 S = TypeVar("S", bound=Section)
+
+SHOWN_ERRORS = 5  # of one file
 
 
 def parse(record: type[S], values: Any, where: str) -> S:
@@ -34,18 +38,34 @@ def parse(record: type[S], values: Any, where: str) -> S:
     try:
         return record.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("; ".join(_describe(where, e) for e in error.errors())) from None
+        shown = [_describe(where, e) for e in error.errors()[:SHOWN_ERRORS]]
+        more = error.error_count() - len(shown)
+        raise ConfigError("; ".join(shown) + (f"; and {more} more" if more else "")) from None
 
 
 def _describe(where: str, error: Any) -> str:
-    path = ".".join(str(part) for part in error["loc"])
+    path = short(".".join(str(part) for part in error["loc"]))
     if error["type"] == "extra_forbidden":
         return f"{where}: unknown key `{path}`: correct its spelling or remove it"
     if error["type"] == "missing":
         return f"{where}: key `{path}` is missing: add it"
     message = error["msg"].removeprefix("Value error, ")
     return (
-        f"{where}: `{path}` = {error['input']!r}: {message}"
+        f"{where}: `{path}` = {_shown(error['input'])}: {message}"
         if path and not isinstance(error["input"], dict)
         else f"{where}: {message}"
     )
+
+
+def short(text: str, most: int = 120) -> str:
+    """Text from a file on one line, cut to `most` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[: most - 3]}..."
+
+
+def _shown(value: Any) -> str:
+    """A value from a file, shortened: aliases make a small file's value large, and a number can have any length."""
+    try:
+        return short(reprlib.repr(value))
+    except ValueError:  # Python prints no integer of more than 4300 digits
+        return "a number of thousands of digits"

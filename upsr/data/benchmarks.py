@@ -1,7 +1,6 @@
 """Benchmarks on disk: pairs of an LR and an HR image, or LR images without a reference."""
 
 import hashlib
-import json
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from tqdm import tqdm
 
 from upsr import images
 from upsr.data.known_benchmarks import KNOWN
-from upsr.files import DataError, by_stem, sha256
+from upsr.files import DataError, by_stem, check_regular, read_json, sha256
 
 FOLDER = Path("data/benchmarks")  # of benchmarks given by a plain name
 LAYOUTS = (("LRx{scale}", "HR"), ("lq", "gt"))  # names of the LR and HR folders: this project's, ResShift's
@@ -135,6 +134,7 @@ def _check_partners(folder: Path, lr: Set[str], hr: Set[str]) -> None:
 
 def _size_and_hash(path: Path) -> tuple[int, str]:
     try:
+        check_regular(path)
         return path.stat().st_size, sha256(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
@@ -144,8 +144,8 @@ def _origin(folder: Path, name: str, pairs: Sequence[Pair]) -> str:
     path = folder / "manifest.json"
     if path.is_file():
         try:
-            return str(json.loads(path.read_text(encoding="utf-8"))["lr"])
-        except (ValueError, KeyError, TypeError):
+            return str(read_json(path)["lr"])
+        except (DataError, KeyError, TypeError):
             raise DataError(f"{path}: has no key `lr`: add it and say how the LR images were made") from None
     if name in KNOWN:
         return KNOWN[name].lr

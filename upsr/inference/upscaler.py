@@ -20,7 +20,7 @@ from upsr.images import pad_to, resize, round8, to_image, to_tensor
 from upsr.inference.tiling import Fields, blend, join
 from upsr.models.atd import ATD, build_atd
 from upsr.models.unet import build_unet
-from upsr.pretrained import load_pretrained, weights_file
+from upsr.pretrained import load_pretrained, load_weights, weights_file
 
 OVERLAP = 16  # LR pixels that neighbouring tiles share
 SHOWN = 6  # weight maps kept per image where the weight changes along the chain
@@ -64,30 +64,32 @@ class Upscaler:
     ) -> "Upscaler":
         """Loads bundled weights by name (`starter`: the default), a weights file, or the folder of one.
 
-        `steps`: number of sampling steps, at most the chain's; 0 means all. Raises `CheckpointError` for a missing file
-        or another format, and `ValueError` for more steps than the chain has.
+        `steps`: number of sampling steps, at most the chain's; 0 means all. Raises `CheckpointError` for a file that is
+        missing or does not fit, and `ValueError` for more steps than the chain has.
         """
         # ATD
         file = load_pretrained(weights_file(model))
-        atd = build_atd(file.section("atd", Atd), file.scale)
-        atd.load_state_dict(file.parts["atd"])
+        settings = file.section("atd", Atd)
+        atd = file.network("atd", lambda: build_atd(settings, file.scale))
         if "unet" not in file.parts:
             return cls(atd, None, device=device, dtype=dtype)
         # UNet and diffusion
         cfg, chain = file.section("unet", Unet), file.section("diffusion", Diffusion)
-        network = build_unet(cfg, file.scale)
-        network.load_state_dict(file.parts["unet"])
+        network = file.network("unet", lambda: build_unet(cfg, file.scale))
         uncertainty = file.section("uncertainty", Uncertainty)
         denoiser = build_denoiser(
             network, unet=cfg, diffusion=chain, uncertainty=uncertainty, scale=file.scale, steps=steps
         )
-        denoiser.uncertainty.load_state_dict(file.parts.get("uncertainty", {}))
+        load_weights(denoiser.get_submodule("uncertainty"), file.parts.get("uncertainty", {}), file.path)
         multiple = cfg.window * 2 ** (len(cfg.channel_mult) - 1)
         diffuser = Diffuser(denoiser.to(device).to(memory_format=LAYOUT).eval(), chain.sampler_eta, multiple)
         return cls(atd, diffuser, device=device, dtype=dtype)
 
     def __call__(self, image: np.ndarray, *, seed: int = 0, tile: int = 128) -> np.ndarray:
-        """(H, W, C) uint8 or uint16, C = 1 (grey), 3 or 4 (with alpha) -> (s·H, s·W, C) of the same dtype."""
+        """(H, W, C) uint8 or uint16, C = 1 (grey), 3 or 4 (with alpha) -> (s·H, s·W, C) of the same dtype.
+
+        Raises `ValueError` for a tile below 1 or a negative seed.
+        """
         return self._assemble(image, (band["image"] for _, band in self._bands(_rgb(image), seed, tile)))
 
     def with_maps(self, image: np.ndarray, *, seed: int = 0, tile: int = 128) -> tuple[np.ndarray, Upscaled]:
@@ -125,6 +127,9 @@ class Upscaler:
 
     def _bands(self, lr: Tensor, seed: int, tile: int) -> Iterator[tuple[int, Fields]]:
         """Bands of `image` and `residual`; with a diffuser also of the maps of y and of the weights w."""
+        for name, value, least in (("tile", tile, 1), ("seed", seed, 0)):
+            if value < least:
+                raise ValueError(f"{name} {value}: give {least} or more")
         overlap = min(OVERLAP, tile // 4)
         if self.diffuser is None:
             return blend({"lr": lr}, lambda part, *_: self._tile(part), scale=self.scale, tile=tile, overlap=overlap)

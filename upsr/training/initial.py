@@ -8,7 +8,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from upsr.config import ATD_TRAINING_KEYS, Atd, Unet
-from upsr.pretrained import BUNDLED, CheckpointError, bundled, load_pretrained, weights_file
+from upsr.pretrained import BUNDLED, REMEDY, CheckpointError, bundled, load_pretrained, load_weights, weights_file
 from upsr.training.state import differences
 
 State = dict[str, Tensor]
@@ -50,7 +50,7 @@ def initialise(
         return
     # compare settings
     wanted: dict[str, Any] = {"scale": scale, name: cfg.model_dump(mode="json", exclude=ATD_TRAINING_KEYS)}
-    found = {k: v for k, v in file.settings[name].items() if k not in ATD_TRAINING_KEYS}
+    found = file.section(name, type(cfg)).model_dump(mode="json", exclude=ATD_TRAINING_KEYS)
     narrow = found["dim"]
     found |= {"dim": cfg.dim} if cfg.dim % narrow == 0 else {}
     if found.get("skip") != "edm":  # without it, `sigma_data` has no effect
@@ -63,7 +63,12 @@ def initialise(
         raise CheckpointError(f"train.init: {path}: another network ({'; '.join(wrong)}): use the values of the file")
     # load, widened where needed
     weights = dict(file.parts[name])
-    network.load_state_dict(weights if cfg.dim == narrow else widen(weights, network))
+    if cfg.dim != narrow:
+        try:
+            weights = widen(weights, network)
+        except (KeyError, ValueError, RuntimeError, ArithmeticError):
+            raise CheckpointError(f"train.init: {path}: its weights do not fit its settings: {REMEDY}") from None
+    load_weights(network, weights, path)
     notes = [f"widened from {narrow} to {cfg.dim}"] if cfg.dim != narrow else []
     before = file.settings.get("uncertainty", {}).get("variant")
     if variant not in (None, before):

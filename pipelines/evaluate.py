@@ -22,7 +22,7 @@ from upsr.evaluation.metrics import Row
 from upsr.evaluation.runs import EvaluationRun, Outcome, evaluate
 from upsr.evaluation.spread import all_devices
 from upsr.evaluation.statistics import showcase, summary, table
-from upsr.files import DataError, atomic, sha256
+from upsr.files import DataError, atomic, remove_temporary, sha256
 from upsr.images import read_rgb
 from upsr.pretrained import FILE, load_pretrained
 
@@ -155,6 +155,7 @@ def main() -> None:
     parser.add_argument("--experiment", default="evaluate", help="MLflow experiment")
     options = parser.parse_args()
     params = load_params()
+    remove_temporary(options.out)
     # benchmarks
     benchmarks, missing = open_benchmarks(params.evaluate.benchmarks, params.scale)
     for reason in missing.values():

@@ -5,6 +5,8 @@ import signal
 import sys
 from collections.abc import Callable
 
+from upsr.files import one_line
+
 
 def run(main: Callable[[], None]) -> None:
     """Runs a stage. A user error prints one line and exits with code 2; UPSR_DEBUG=1 shows the traceback."""
@@ -15,5 +17,5 @@ def run(main: Callable[[], None]) -> None:
     except (ValueError, OSError) as error:
         if os.environ.get("UPSR_DEBUG"):
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -18,13 +18,13 @@ from upsr.config import Degradation, Recipe, Section, Train
 from upsr.data.datasets import PatchDataset
 from upsr.degradation.pair_pool import PairPool
 from upsr.degradation.second_order import SecondOrder, build_degradation
-from upsr.files import DataError, sha256
+from upsr.files import DataError, atomic, sha256
 from upsr.images import find, resize, to_image, write
 from upsr.training.loop import fit
 from upsr.training.memory import memory_errors_in_one_line
 from upsr.training.pairs import Objective, Pairs
 from upsr.training.perceptual import Lpips
-from upsr.training.state import clear
+from upsr.training.state import clear, is_main, locked
 from upsr.training.validation import Validation, held_out
 
 WEIGHTS = Path("data/metric_weights")
@@ -61,7 +61,8 @@ def train(
 
     `settings` configure the network and its pairs, `inputs` are digests of other input files, and `init` is the
     initial weights file. A state with other values of these is rejected. The last state is kept until `finish`, so
-    that a completed training is not repeated. Raises `TrainingError` for such a state.
+    that a completed training is not repeated. Raises `TrainingError` for such a state, and where another process trains
+    in `folder`.
     """
     # data
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,11 +75,12 @@ def train(
     plain = {name: s.model_dump(mode="json") if isinstance(s, Section) else s for name, s in settings.items()}
     plain |= {"recipe": recipe.model_dump(mode="json"), "seed": seed}
     plain |= {"train": shared.model_dump(exclude=CHANGEABLE)}
-    # MLflow run
+    # MLflow run, which a second training in the same folder must not end
     run_file = folder / "run_id"
     run_id = run_file.read_text() if run_file.is_file() and any(folder.glob("state-*.pt")) else None
     section = experiment.replace("-", "_")
     with (
+        locked(folder),
         tracking.start(experiment, name, plain, inputs, run_id=run_id) as tracker,
         memory_errors_in_one_line(section, recipe.micro_batch, recipe.patch),
     ):
@@ -86,7 +88,8 @@ def train(
         def report(step: int, values: dict[str, float]) -> None:
             tracker.metrics(values, step)
             if tracker.run_id:  # None until the store was reached once
-                run_file.write_text(tracker.run_id)
+                with atomic(run_file) as temporary:
+                    temporary.write_text(tracker.run_id)
 
         fit(
             build(),
@@ -128,12 +131,14 @@ def validation(
 def begin(*folders: Path) -> None:
     """Parses the command line of a training stage, and prepares its process to train on the CPU if there is no GPU.
 
-    `--fresh` removes the training states in `folders`.
+    `--fresh` removes the training states in `folders`. Raises `TrainingError` where another process trains there.
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("--fresh", action="store_true", help="remove the state of an unfinished training first")
-    if parser.parse_args().fresh:
-        finish(*folders)
+    if parser.parse_args().fresh and is_main():
+        for folder in filter(Path.is_dir, folders):
+            with locked(folder):
+                finish(folder)
     if not torch.cuda.is_available():
         keep_freed_memory()
 

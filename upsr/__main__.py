@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from upsr.commands import bench, compare, degrade, doctor, evaluate, import_official, missing, scale, upscale
+from upsr.files import one_line
 
 
 class Version(argparse.Action):
@@ -37,8 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, OSError, ModuleNotFoundError) as error:
         if options.debug or os.environ.get("UPSR_DEBUG"):
             raise
-        text = missing(error) if isinstance(error, ModuleNotFoundError) else str(error)
-        print(f"error: {' '.join(text.split())}", file=sys.stderr)
+        text = missing(error) if isinstance(error, ModuleNotFoundError) else one_line(error)
+        print(f"error: {text}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -14,6 +14,9 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
+TEMPORARY = ".tmp-"  # start of the names that `atomic` writes under: short, because a file name has at most 255 bytes
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
 
 class DataError(ValueError):
     """Files that cannot be used, in one line: which, why, and what to do."""
@@ -23,40 +26,91 @@ class DataError(ValueError):
 def atomic(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
     """Yields a temporary path beside `path`; the file is renamed to `path` when the block ends without an error.
 
-    `durable` syncs the contents to the disk before renaming: without it, a power cut may leave an empty file.
+    `durable` syncs the contents to the disk before renaming: without it, a power cut may leave an empty file. A kill
+    leaves the temporary file: `remove_temporary`. Raises `DataError` where the disk is full.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=TEMPORARY, suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        if durable:
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
+        with writing(path):
+            yield temporary
+            if durable:
+                with temporary.open("rb") as file:
+                    os.fsync(file.fileno())
+            temporary.chmod(0o644)
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_temporary(folder: Path) -> None:
+    """Removes the files below `folder` that killed processes left in `atomic`. Nobody else may write there now."""
+    for path in folder.rglob(f"{TEMPORARY}*"):
+        path.unlink()
 
 
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """Yields an empty folder beside `path`, which replaces `path` when the block ends without an error.
 
-    Leftovers of a killed run are removed first, so only one process at a time may write a folder.
+    What a killed run left is removed first, so only one process at a time may write a folder. Raises `DataError` where
+    the disk is full.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for stale in path.parent.glob(f".{path.name}.*/new"):
-        shutil.rmtree(stale.parent)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
-        new = Path(scratch, "new")
-        new.mkdir()
-        yield new
-        if path.exists():
-            path.rename(Path(scratch, "old"))
-        new.rename(path)
+    scratch = path.with_name(f".{path.name}.tmp")
+    new, old = scratch / "new", scratch / "old"
+    try:
+        with writing(path):
+            _restore(path, scratch)
+            new.mkdir(parents=True)
+            yield new
+            if path.exists():
+                path.rename(old)
+            new.rename(path)
+    finally:
+        _restore(path, scratch)
+
+
+def _restore(path: Path, scratch: Path) -> None:
+    """Removes the scratch folder; `path` is put back where it was moved away and not yet replaced."""
+    if (scratch / "new").exists() and (scratch / "old").exists() and not path.exists():
+        (scratch / "old").rename(path)
+    if scratch.exists():
+        shutil.rmtree(scratch)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns the error of a full disk, which each library words in its own way, into a `DataError` that names `path`."""
+    try:
+        yield
+    except ValueError:  # already one line
+        raise
+    except Exception as error:
+        if getattr(error, "errno", None) in FULL or _is_full(path.parent):
+            raise DataError(f"{path}: the disk is full: free some disk space and run again") from error
+        raise
+
+
+def one_line(error: Exception) -> str:
+    """The text of a user's error on one line; of a full disk, with the remedy."""
+    text = " ".join(str(error).split())
+    return f"{text}: free some disk space and run again" if getattr(error, "errno", None) in FULL else text
+
+
+def _is_full(folder: Path) -> bool:
+    """True if a MiB cannot be written. Its free space would not tell: a quota may be used up."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(2**20))
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as error:
+        return error.errno in FULL
+    return False
 
 
 def sha256(path: Path) -> str:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from upsr import images
 from upsr.acquisition import sources
 from upsr.acquisition.sources import Photo
-from upsr.files import DataError, atomic, report_corrupt
+from upsr.files import DataError, atomic, remove_temporary, report_corrupt
 
 TRAIN = "train"
 """The split of the images that are not reserved."""
@@ -42,6 +42,8 @@ def fetch(
     photos = sources.find(source, folder, reserved, downloads)
     splits = {name: split for split, names in reserved.items() for name in names}
     _check(photos, splits, folders)
+    for path in folders.values():
+        remove_temporary(path)
     store = partial(_store, splits=splits, folders=folders, max_side=max_side, scale=scale)
     with ThreadPoolExecutor() as pool:
         results = list(tqdm(pool.map(store, photos), total=len(photos), desc="download", disable=None))

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from upsr.files import DataError, atomic
+from upsr.files import DataError, atomic, remove_temporary
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ def prepare(folder: str | Path) -> dict[str, str | None]:
     An unreachable registry is such a reason, not an error.
     """
     folder = Path(folder)
+    remove_temporary(folder)
     outcome: dict[str, str | None] = {}
     for package in tqdm(PACKAGES, desc="metric weights", disable=None):
         missing = [m for m in package.metrics if not all((folder / "hub" / file).is_file() for file in m.files)]

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from upsr.files import atomic
+from upsr.files import atomic, writing
 
 
 class Log:
@@ -60,19 +60,23 @@ def memory_mb(device: torch.device) -> float:
 
 
 def _keep_rows(path: Path, start: int) -> None:
-    """Rewrites the file with its rows up to step `start`. Always a new file: the old one may link into DVC's cache."""
-    rows = []
+    """Rewrites the file with its rows up to step `start`. Always a new file: the old one may link into DVC's cache.
+
+    A full disk may have cut the last row, or the header where there is no row yet.
+    """
+    rows: list[list[str]] = []
     if start and path.is_file():
         with path.open(newline="") as file:
-            rows = list(csv.reader(file))
-        rows = rows[:1] + [row for row in rows[1:] if int(row[0]) <= start]
+            header, *rows = list(csv.reader(file)) or [[]]
+        rows = [row for row in rows if len(row) == len(header) and int(row[0]) <= start]
+        rows = [header, *rows] if rows else []
     with atomic(path) as temporary, temporary.open("w", newline="") as file:
         csv.writer(file).writerows(rows)
 
 
 def _append(path: Path, step: int, row: dict[str, float]) -> None:
     new = path.stat().st_size == 0
-    with path.open("a", newline="") as file:
+    with writing(path), path.open("a", newline="") as file:
         writer = csv.writer(file)
         if new:
             writer.writerow(["step", *row])

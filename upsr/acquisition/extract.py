@@ -2,7 +2,6 @@
 
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
@@ -31,7 +30,9 @@ def extract(archive: Path, out: Path, *, wanted: str, count: int, limit: int) ->
                 if target.exists():
                     raise DataError(f"{archive}: holds two images named {target.name}: remove it and run again")
                 left -= _copy(stream, target, left, archive)
-        except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error) as error:
+        except Exception as error:  # zipfile, tarfile and the decompressors raise a dozen types
+            if isinstance(error, DataError) or getattr(error, "errno", None):  # such as a full disk
+                raise
             raise DataError(f"{archive}: broken archive ({error}): remove it and run again") from None
         found = sum(1 for _ in new.iterdir())
         if found != count:

@@ -16,6 +16,8 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import IO
 
+from upsr.files import DataError
+
 DVC = [sys.executable, "-m", "dvc"]
 GRACE_SECONDS = 20.0  # time for a training to save; Prefect kills a flow 30 s after it is cancelled
 TAIL_LINES = 15
@@ -114,15 +116,23 @@ def gpus(configured: Sequence[str] | None) -> tuple[str, ...]:
 def device(gpus: Sequence[str], locks: Path, log: Log = lambda _: None) -> Iterator[Device]:
     """Locks one of the GPUs, or the whole machine if there are none. Waits until a device is free.
 
-    Each device has a lock file below `locks`, locked with flock: the kernel releases it when its process dies.
+    Each device has a lock file below `locks`, locked with flock: the kernel releases it when its process dies. Raises
+    `DataError` where it cannot be opened.
     """
     with ExitStack() as files:
         yield _first_free([Device(gpu, files.enter_context(_lock(gpu, locks))) for gpu in gpus or (None,)], log)
 
 
 def _lock(gpu: str | None, locks: Path) -> IO[str]:
-    locks.mkdir(parents=True, exist_ok=True)
-    return open(locks / (gpu or "cpu").replace("/", "-"), "a")
+    path = locks / (gpu or "cpu").replace("/", "-")
+    try:
+        locks.mkdir(parents=True, exist_ok=True)
+        return open(path, "a")
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be opened as a lock file ({error.strerror}): make {locks} a folder that you can write to, "
+            "or set PREFECT_HOME to another"
+        ) from None
 
 
 def _first_free(devices: list[Device], log: Log) -> Device:

@@ -17,6 +17,7 @@ from conftest import PATIENCE, ROOT, processes_that_mention, settings, until
 from prefect.states import Cancelling
 
 from pipelines import executor, flows
+from upsr.files import DataError
 
 SLEEPER = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {!r}]); print('up'); time.sleep(600)"
 
@@ -80,6 +81,15 @@ def test_each_holder_gets_a_device_of_its_own(tmp_path: Path) -> None:
     assert idle(["0", "GPU-a/1"], tmp_path)
     with executor.device([], tmp_path) as machine:
         assert machine.gpu is None and not idle([], tmp_path)
+
+
+@pytest.mark.parametrize("made", ["file", "file/devices", "folder"])
+def test_locks_that_cannot_be_held_are_one_line(tmp_path: Path, made: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder/0").mkdir(parents=True)
+    message = rf"{tmp_path / made}/0: cannot be opened as a lock file .*: make .* a folder that you can write to"
+    with pytest.raises(DataError, match=message), executor.device(["0"], tmp_path / made):
+        pass
 
 
 def test_a_killed_flows_device_is_free_when_its_job_has_ended(tmp_path: Path) -> None:

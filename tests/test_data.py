@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pickle
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -323,6 +324,29 @@ def test_a_store_without_a_digest_is_verified_by_decoding(album: Path, tmp_path:
             transaction.put(b"cut", damaged)
         with pytest.raises(images.ImageError, match=rf"{i}\.lmdb: cut: "):
             verify(tmp_path / f"{i}.lmdb")
+
+
+@pytest.mark.parametrize("encoding", ["png", "webp", "raw"])
+def test_a_damaged_store_is_one_line(album: Path, tmp_path: Path, encoding: str):
+    pack(album, tmp_path / "x.lmdb", encoding)
+    whole = (tmp_path / "x.lmdb/data.mdb").read_bytes()
+    for page in range(2 * 4096, len(whole), 4096):  # the first two say where the others are
+        (tmp_path / str(page)).mkdir()
+        (tmp_path / str(page) / "data.mdb").write_bytes(whole[:page] + b"\x55" * 4096 + whole[page + 4096 :])
+        with suppress(DataError, images.ImageError):  # pixels of `raw` and an unused page may be anything
+            verify(tmp_path / str(page))
+
+
+def test_a_foreign_store_needs_neither_meta_info_nor_readable_keys(album: Path, tmp_path: Path):
+    value = images.encode_png(picture(20, 20))
+    with lmdb.open(str(tmp_path / "x.lmdb"), map_size=2**20) as env, env.begin(write=True) as transaction:
+        transaction.put(b"caf\xe9", value)
+    assert (tmp_path / "x.lmdb/lock.mdb").exists()
+    assert verify(tmp_path / "x.lmdb") == 1
+    with lmdb.open(str(tmp_path / "y.lmdb"), map_size=2**20) as env, env.begin(write=True) as transaction:
+        transaction.put(b"\xff", b"")
+    with pytest.raises(images.ImageError, match=r"y\.lmdb: .*: not a readable"):
+        verify(tmp_path / "y.lmdb")
 
 
 @pytest.mark.parametrize("workers", [1, 2])

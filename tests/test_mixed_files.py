@@ -128,6 +128,42 @@ def test_every_one_of_a_thousand_files_is_accounted_for(
     assert all(reader.read(i).shape[2] == 3 for i in range(0, len(reader), 97))
 
 
+NAMES = {
+    b"caf\xe9.png": "is not UTF-8",
+    b"l" * 251 + b".png": "has more than 240 bytes",
+    b"two\nlines.png": "has a line break",
+}
+"""The longest is as long as a name can be."""
+
+
+def test_an_odd_file_name_is_named_and_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    images.write(tmp_path / "in/-good.png", picture(40, 50))
+    for name in (*NAMES, b"notes\xff.txt"):
+        Path(os.fsdecode(os.fsencode(tmp_path / "in") + b"/" + name)).write_bytes(PNG)
+    folder, options = tmp_path / "in", {"reserved": {}, "max_side": 64, "scale": 4}
+    with pytest.raises(DataError, match=r"3 unreadable: .*caf\\xe9\.png: the file name is not UTF-8: rename it"):
+        fetch("folder", folder, {"train": tmp_path / "hr"}, on_corrupt="fail", **options)
+    taken = fetch("folder", folder, {"train": tmp_path / "hr"}, on_corrupt="skip", **options)
+    cuts = {"size": 32, "step": 32, "threshold": 0, "min_gradient": 0}
+    report = crop(folder, tmp_path / "subimages", on_corrupt="skip", **cuts)
+    for corrupt in (taken["corrupt"], report["corrupt"]):
+        assert all(sum(reason in message for message in corrupt) == 1 for reason in NAMES.values())
+    assert {p.name for p in (tmp_path / "hr").iterdir()} == {"-good.png", "manifest.json"}
+    assert json.loads((tmp_path / "hr/manifest.json").read_text()) == taken
+    assert json.loads((tmp_path / "subimages/report.json").read_text()) == report
+    assert report["cut"] == {"-good.png": report["subimages"]} and taken["ignored"] == report["ignored"]
+    assert all("\n" not in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_odd_file_name_can_be_written_and_packed(tmp_path: Path, name: bytes):
+    path = Path(os.fsdecode(os.fsencode(tmp_path / "in") + b"/" + name))
+    images.write(path, picture(40, 50))
+    assert pack(tmp_path / "in", tmp_path / "x.lmdb", "png") == verify(tmp_path / "x.lmdb") == 1
+    with pytest.raises(images.ImageError, match="the file name is too long: shorten it"):
+        images.write(path.with_name("l" * 252 + ".png"), picture(4, 4))
+
+
 def test_a_cmyk_photograph_keeps_its_colours(tmp_path: Path):
     (tmp_path / "a.jpg").write_bytes(cmyk())
     expected = np.asarray(Image.open(tmp_path / "a.jpg").convert("RGB")).astype(int)

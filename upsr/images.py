@@ -1,7 +1,9 @@
 """Images on disk and in memory: read and write, ranges, luma, padding, resizing."""
 
+import errno
 import io
 import math
+import os
 import warnings
 import zlib
 from collections.abc import Sequence
@@ -21,6 +23,8 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 MAX_PIXELS = 2**27
 """The pixels of an image that is read, at most. A file of some kB can hold any number of them."""
 
+NAME_BYTES = 240  # of a name without suffix: file systems allow 255, and `crop` adds `_s001.png`
+
 DEEP = frozenset({".png", ".tif", ".tiff"})  # formats with 16 bit per channel
 
 
@@ -38,6 +42,20 @@ def find(folder: str | Path) -> list[Path]:
         raise ImageError(f"{folder}: no such folder of images")
     named = (p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
     return sorted(p for p in named if p.is_file() or not p.exists())  # a broken link is an image that cannot be read
+
+
+def check_name(path: Path) -> None:
+    """Raises `ImageError` for a file name that DVC, `crop` or a table cannot hold."""
+    stem = os.fsencode(path.stem)
+    for wrong, reason in (
+        (stem.decode(errors="replace") != path.stem, "is not UTF-8"),
+        (len(stem) > NAME_BYTES, f"has more than {NAME_BYTES} bytes"),
+        (len(path.stem.splitlines()) > 1, "has a line break"),
+    ):
+        if wrong:
+            name = os.fsencode(path).decode(errors="backslashreplace")
+            name = "\\n".join(name.splitlines())
+            raise ImageError(f"{name}: the file name {reason}: rename it")
 
 
 def decode(data: bytes, name: str | Path) -> np.ndarray:
@@ -115,15 +133,20 @@ def _as8(image: np.ndarray) -> np.ndarray:
 def write(path: str | Path, image: np.ndarray) -> None:
     """Writes (H, W, C) uint8 or uint16 RGB, atomically. The suffix chooses the format; only PNG and TIFF keep 16 bit.
 
-    Raises `ImageError` for a suffix that OpenCV cannot write.
+    Raises `ImageError` for a suffix that OpenCV cannot write, and a name that is too long.
     """
     path = Path(path)
     try:
         data = encode(image, path.suffix)
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from None
-    with atomic(path) as temporary:
-        temporary.write_bytes(data)
+    try:
+        with atomic(path) as temporary:
+            temporary.write_bytes(data)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise ImageError(f"{path}: the file name is too long: shorten it") from None
+        raise
 
 
 def encode(image: np.ndarray, suffix: str) -> bytes:
@@ -146,7 +169,7 @@ def encode_png(rgb: np.ndarray) -> bytes:
 
 def number_of(name: str) -> int:
     """CRC-32 of an image's name, part of its seed: its noise does not depend on the other images of a folder."""
-    return zlib.crc32(name.encode())
+    return zlib.crc32(os.fsencode(name))
 
 
 def to_signed(x: Tensor) -> Tensor:

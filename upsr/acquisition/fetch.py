@@ -52,7 +52,8 @@ def fetch(
     corrupt = [r for r in results if isinstance(r, str)]
     manifest = {"source": source, "pictures": entries, "corrupt": corrupt, "ignored": sources.ignored(source, folder)}
     with atomic(folders[TRAIN] / "manifest.json") as temporary:
-        temporary.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # an ignored file's name: any bytes
     report_corrupt(corrupt, on_corrupt)
     # images of an earlier source
     for split, path in folders.items():
@@ -81,6 +82,7 @@ def _store(
     suffix = photo.path.suffix if split == TRAIN else ".png"
     target = folders[split] / f"{photo.name}{suffix}"
     try:
+        images.check_name(photo.path)
         data, rgb = _read(photo)
         if split != TRAIN:
             rgb = _shrink(rgb, max_side, scale, f"data.{split}: {photo.path}")

@@ -62,13 +62,16 @@ def open_benchmark(folder: str | Path, scale: int) -> Benchmark:
     """Opens a folder with `HR/` and `LRx{scale}/`, `gt/` and `lq/`, RealSR's own layout, or LR images alone.
 
     How LR was made is read from the key `lr` of the folder's `manifest.json`, else from the table of known benchmarks.
-    Raises `DataError` for an empty or missing folder, an image without its partner, and a manifest without `lr`.
+    Raises `DataError` for an empty or missing folder, an image without its partner, and a manifest without `lr`, and
+    `ImageError` for a file name that cannot be used.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder: {_advice(folder)}")
     pairs = _realsr(folder, scale) or _in_folders(folder, scale)
     paths = [path for pair in pairs for path in (pair.lr, pair.hr) if path]
+    for path in paths:
+        images.check_name(path)
     files = {path.relative_to(folder).as_posix(): _size_and_hash(path) for path in paths}
     name = folder.resolve().name
     return Benchmark(name, tuple(pairs), scale, _origin(folder, name, pairs), files)

@@ -6,6 +6,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -48,11 +49,11 @@ def pack(folder: Path, out: Path, encoding: str) -> int:
     table = by_stem(images.find(folder))
     if not table:
         raise DataError(f"{folder}: no images to pack: run the `crop` stage")
-    paths = [table[stem] for stem in sorted(table, key=str.encode)]  # LMDB's order: appending keeps its pages full
+    paths = [table[stem] for stem in sorted(table, key=os.fsencode)]  # LMDB's order: appending keeps its pages full
     with (
         whole_folder(out) as new,
         ThreadPoolExecutor() as pool,
-        open(new / "meta_info.txt", "w", encoding="utf-8") as meta,
+        open(new / "meta_info.txt", "w", encoding="utf-8", errors="surrogateescape") as meta,
         # No lock, so that the output has no lock.mdb. One sync at the end, before the folder is renamed.
         lmdb.open(str(new), map_size=FIRST_MAP, lock=False, sync=False) as env,
     ):
@@ -61,7 +62,7 @@ def pack(folder: Path, out: Path, encoding: str) -> int:
             entries = list(pool.map(partial(_entry, encoding=encoding), batch))
             _append(env, entries)
             digest.update(b"".join(e.key + e.value for e in entries))
-            meta.writelines(f"{e.key.decode()}.png ({','.join(map(str, e.shape))}) 1\n" for e in entries)
+            meta.writelines(f"{os.fsdecode(e.key)}.png ({','.join(map(str, e.shape))}) 1\n" for e in entries)
         env.sync(True)
         (new / "sha256").write_text(digest.hexdigest() + "\n")
     return len(paths)
@@ -75,8 +76,8 @@ class Reader:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).resolve()
-        with self._environment().begin() as transaction:
-            self.keys = list(transaction.cursor().iternext(values=False))
+        with self.transaction() as transaction:
+            self.keys = [bytes(key) for key in transaction.cursor().iternext(values=False)]
         if not self.keys:
             raise DataError(f"{path}: an LMDB without images: run the `pack` stage again")
 
@@ -85,11 +86,20 @@ class Reader:
 
     def read(self, index: int, window: Window | None = None) -> np.ndarray:
         """(H, W, 3) uint8 RGB, or its `window`; of `raw`, only the window is copied. Raises `ImageError`."""
-        with self._environment().begin(buffers=True) as transaction:  # memory-mapped pages, valid in this block
+        with self.transaction() as transaction:
             value = transaction.get(self.keys[index], b"")
-            image = decode(value, f"{self.path}: {self.keys[index].decode()}")
+            image = decode(value, f"{self.path}: {os.fsdecode(self.keys[index])}")
             rows, columns = window(*image.shape[:2]) if window else (slice(None), slice(None))
             return image[rows, columns].copy()
+
+    @contextmanager
+    def transaction(self) -> Iterator[lmdb.Transaction]:
+        """Reads memory-mapped pages, valid in this block. Raises `DataError` for a damaged one."""
+        try:
+            with self._environment().begin(buffers=True) as transaction:
+                yield transaction
+        except lmdb.Error as error:
+            raise DataError(f"{self.path}: a damaged LMDB ({error}): run the `pack` stage again") from None
 
     def _environment(self) -> lmdb.Environment:
         self._opened = _open(self.path, os.getpid())  # a reference: the shared environment lives with its readers
@@ -139,7 +149,7 @@ def verify(path: str | Path) -> int:
         for index in range(len(reader)):
             reader.read(index)
         return len(reader)
-    with reader._environment().begin(buffers=True) as transaction:
+    with reader.transaction() as transaction:
         for key, value in transaction.cursor():
             digest.update(key)
             digest.update(value)
@@ -152,9 +162,9 @@ def _entry(path: Path, encoding: str) -> Entry:
     data = path.read_bytes()
     shape = _rgb_png(data)
     if encoding == "png" and shape:  # as `crop` writes them: the same after decoding and encoding
-        return Entry(path.stem.encode(), data, shape)
+        return Entry(os.fsencode(path.stem), data, shape)
     rgb = images.as_rgb8(images.decode(data, path))
-    return Entry(path.stem.encode(), encode(rgb, encoding), rgb.shape)
+    return Entry(os.fsencode(path.stem), encode(rgb, encoding), rgb.shape)
 
 
 def _rgb_png(data: bytes) -> tuple[int, ...] | None:

@@ -44,7 +44,9 @@ def crop(
         report_corrupt(report["corrupt"], on_corrupt)
         if not report["subimages"]:
             raise DataError(f"{folder}: gives no sub-image: run the `download` stage, or lower crop.min_gradient")
-        (new / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+        # An ignored file's name may be any bytes.
+        (new / "report.json").write_text(text, encoding="utf-8", errors="backslashreplace")
     return report
 
 
@@ -63,6 +65,7 @@ def gradient_energy(rgb: np.ndarray) -> float:
 def _crop_one(path: Path, *, out: Path, size: int, step: int, threshold: int, min_gradient: float) -> Cut:
     """Writes one image's sub-images. A flat one uses up a number, so that names do not depend on `min_gradient`."""
     try:
+        images.check_name(path)
         rgb = images.read_rgb(path)
     except images.ImageError as error:
         return Cut(path.name, fault=str(error))

@@ -15,7 +15,7 @@ help: ## print this list
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	touch $@
 
@@ -58,7 +58,7 @@ docs: .venv/ready ## build the documentation and API reference: site/index.html
 	mkdocs build --strict
 
 lock: .venv/ready ## pin the newest versions allowed by pyproject.toml
-	uv pip compile --universal --python-version 3.11 --extra pipeline --extra dev --upgrade --quiet \
+	uv pip compile --universal --python-version 3.11 --extra pipeline --extra dev --upgrade --generate-hashes --quiet \
 		--no-emit-index-url --no-emit-find-links --no-header --no-annotate pyproject.toml -o requirements.lock
 
 clean: ## remove the environment and everything the stages wrote

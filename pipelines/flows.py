@@ -128,7 +128,7 @@ def nightly(root: str | None = None, accept: bool = False) -> State[None]:
     reproduced, after a benchmark was changed on purpose. Raises `Alarm` where the champion's figures could not be
     reproduced.
     """
-    with _project(root) as (folder, params):
+    with _project(root) as (folder, params), nightly_logic.alone():
         run = nightly_logic.begin(params, accept)
         if not executor.gpus(params.jobs.devices):
             run.told.append("no GPU was found: evaluated on the CPU")

@@ -7,6 +7,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -21,7 +22,7 @@ from upsr.config import Params
 from upsr.data.benchmarks import locate, open_benchmarks
 from upsr.evaluation.metrics import needs_reference
 from upsr.evaluation.statistics import NAMES
-from upsr.files import DataError, atomic, sha256
+from upsr.files import DataError, atomic, locked, sha256
 
 REPORTS = Path("reports/nightly")
 
@@ -104,6 +105,14 @@ class NightlyRun:
         """What a model measured this night; None for a role that nobody has."""
         model = self.models.get(role)
         return Evidence(self.name, model.digest, self.images, self.values.get(role, {})) if model else None
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Keeps other nights out, which would be judged without this one's record. Raises `Locked` while another runs."""
+    REPORTS.mkdir(parents=True, exist_ok=True)
+    with locked(REPORTS):
+        yield
 
 
 def begin(params: Params, accept: bool = False) -> NightlyRun:

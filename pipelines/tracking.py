@@ -12,14 +12,16 @@ import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
+
+from upsr.files import Locked, locked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -37,8 +39,8 @@ ENVIRONMENT = {
 
 log = logging.getLogger(__name__)
 Call = Callable[["MlflowClient", str], object]
-Connect = Callable[[str | None], tuple["MlflowClient", str, IO[str]]]
-"""A run's id, or None for a new run -> the store, the run's id, and its lock."""
+Connect = Callable[[str | None], tuple["MlflowClient", str, ExitStack]]
+"""A run's id, or None for a new run -> the store, the run's id, and what holds its lock."""
 
 
 class Tracker:
@@ -47,14 +49,12 @@ class Tracker:
     While the store cannot be reached, calls are kept in memory and retried at growing intervals. This is logged once.
     """
 
-    def __init__(
-        self, connect: Callable[[str | None], tuple["MlflowClient", str, IO[str]]], run_id: str | None
-    ) -> None:
+    def __init__(self, connect: Connect, run_id: str | None) -> None:
         self.run_id = run_id
         """Passed to a later `start`, continues this run. None until the store was reached once."""
         self._connect = connect
         self._client: MlflowClient | None = None
-        self._lock: IO[str] | None = None
+        self._lock = ExitStack()
         self._metrics: list[tuple[str, float, int, int]] = []
         self._calls: list[Call] = []
         self._next_flush = 0.0
@@ -96,10 +96,7 @@ class Tracker:
         self._flush(last=lambda client, run: client.set_terminated(run, status))
         if self._calls:
             log.warning("MLflow: %d calls of this run were never delivered: its record is incomplete", len(self._calls))
-        if self._lock:
-            if not self._calls:
-                Path(self._lock.name).unlink()
-            self._lock.close()
+        self._lock.close()
 
     def send(self, call: Call) -> None:
         """Runs `call(client, run_id)` as soon as the store can be reached."""
@@ -206,7 +203,7 @@ def client() -> "MlflowClient":
     return client
 
 
-def _connect(experiment: str, name: str, run_id: str | None) -> tuple["MlflowClient", str, IO[str]]:
+def _connect(experiment: str, name: str, run_id: str | None) -> tuple["MlflowClient", str, ExitStack]:
     store = client()
     folder = store_address()[1]
     with _locked(folder or main_checkout()) as running:
@@ -214,16 +211,16 @@ def _connect(experiment: str, name: str, run_id: str | None) -> tuple["MlflowCli
         experiment_id = _experiment(store, experiment, folder)
         if not (run_id and _reopened(store, run_id)):
             run_id = store.create_run(experiment_id, run_name=name).info.run_id
-        lock = open(running / run_id, "a")  # noqa: SIM115 (held as long as the run)
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock = ExitStack()
+        (running / run_id).touch()
+        lock.enter_context(locked(running / run_id))
     return store, run_id, lock
 
 
 def _end_killed_runs(client: "MlflowClient", running: Path) -> None:
     """Ends the runs whose process was killed: it can no longer say so, and the kernel has released its lock."""
     for path in running.iterdir():
-        with open(path) as lock, suppress(BlockingIOError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with suppress(Locked), locked(path):
             if _is_running(client, path.name):
                 client.set_terminated(path.name, "KILLED")
             path.unlink()

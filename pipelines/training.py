@@ -24,7 +24,7 @@ from upsr.training.loop import fit
 from upsr.training.memory import memory_errors_in_one_line
 from upsr.training.pairs import Objective, Pairs
 from upsr.training.perceptual import Lpips
-from upsr.training.state import clear, is_main, locked
+from upsr.training.state import alone, clear, is_main
 from upsr.training.validation import Validation, held_out
 
 WEIGHTS = Path("data/metric_weights")
@@ -61,8 +61,8 @@ def train(
 
     `settings` configure the network and its pairs, `inputs` are digests of other input files, and `init` is the
     initial weights file. A state with other values of these is rejected. The last state is kept until `finish`, so
-    that a completed training is not repeated. Raises `TrainingError` for such a state, and where another process trains
-    in `folder`.
+    that a completed training is not repeated. Raises `TrainingError` for such a state, and `Locked` where another
+    process trains in `folder`.
     """
     # data
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ def train(
     run_id = run_file.read_text() if run_file.is_file() and any(folder.glob("state-*.pt")) else None
     section = experiment.replace("-", "_")
     with (
-        locked(folder),
+        alone(folder),
         tracking.start(experiment, name, plain, inputs, run_id=run_id) as tracker,
         memory_errors_in_one_line(section, recipe.micro_batch, recipe.patch),
     ):
@@ -131,13 +131,13 @@ def validation(
 def begin(*folders: Path) -> None:
     """Parses the command line of a training stage, and prepares its process to train on the CPU if there is no GPU.
 
-    `--fresh` removes the training states in `folders`. Raises `TrainingError` where another process trains there.
+    `--fresh` removes the training states in `folders`. Raises `Locked` where another process trains there.
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("--fresh", action="store_true", help="remove the state of an unfinished training first")
     if parser.parse_args().fresh and is_main():
         for folder in filter(Path.is_dir, folders):
-            with locked(folder):
+            with alone(folder):
                 finish(folder)
     if not torch.cuda.is_available():
         keep_freed_memory()

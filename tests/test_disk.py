@@ -28,7 +28,7 @@ from upsr.acquisition.fetch import fetch
 from upsr.acquisition.metric_weights import PACKAGES, prepare
 from upsr.data.lmdb_store import pack
 from upsr.data.subimages import crop
-from upsr.files import atomic, whole_folder
+from upsr.files import Locked, atomic, whole_folder
 from upsr.training import state
 from upsr.training.log import _append
 
@@ -214,26 +214,26 @@ def test_a_second_training_in_a_folder_is_refused_and_a_killed_one_does_not_bloc
             for option in ([], ["--fresh"]):
                 second = subprocess.run([*TRAIN, *option], cwd=project, env=ENVIRONMENT, capture_output=True, text=True)
                 assert second.returncode == 2
-                assert "error: models/atd: another process trains in this folder" in second.stderr.splitlines()[-1]
+                assert "error: models/atd: another process is at work here" in second.stderr.splitlines()[-1]
             assert first.poll() is None and any(folder.glob("state-*.pt"))
             with sqlite3.connect(project / "mlflow.db") as runs:
                 assert runs.execute("SELECT run_uuid, status FROM runs").fetchall() == [(run_id, "RUNNING")]
         finally:
             first.kill()
             first.wait()
-    with state.locked(folder):  # at once, although the killed training's data worker lives for some seconds
+    with state.alone(folder):  # at once, although the killed training's data worker lives for some seconds
         assert [p.name for p in folder.rglob(".tmp-*")] == []
 
 
 def test_a_folder_is_locked_by_the_main_process_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    with state.locked(tmp_path):
-        with pytest.raises(state.TrainingError, match="another process trains in this folder"), state.locked(tmp_path):
+    with state.alone(tmp_path):
+        with pytest.raises(Locked, match="another process is at work here"), state.alone(tmp_path):
             pass
         monkeypatch.setenv("RANK", "1")
-        with state.locked(tmp_path):
+        with state.alone(tmp_path):
             pass
     monkeypatch.delenv("RANK")
-    with state.locked(tmp_path):
+    with state.alone(tmp_path):
         assert list(tmp_path.iterdir()) == []
 
 
@@ -284,7 +284,7 @@ def test_a_folder_is_whole_after_a_kill_at_any_moment(tmp_path: Path, fails: boo
 
 
 def clean_training(folder: Path) -> None:
-    with state.locked(folder):
+    with state.alone(folder):
         pass
 
 

@@ -1,7 +1,10 @@
 """The night: what evidence is collected, kept and looked up again, against a real store and a real Prefect server."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -9,13 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import settings
+from conftest import ROOT, settings
 from test_registry import painter, register
 
 from pipelines import flows, nightly, registry, tracking
 from pipelines.gate import Verdict
 from upsr import images
 from upsr.config import Params, parse
+from upsr.files import Locked
 
 METRICS = {"psnr": {"better": "higher", "tolerance": 0.05}, "ssim": {"better": "higher", "tolerance": 0.002}}
 
@@ -242,6 +246,19 @@ def test_a_benchmark_may_be_linked_and_end_in_a_slash(name: str, project: Path, 
     run = nightly.begin(chosen(name, "elsewhere/two"))
     assert list(nightly.evaluations(run, chosen(name))) == ["champion-two"]
     assert run.folders["two"].is_dir(), "the one that is absent took its place"
+
+
+def test_two_nights_at_once_are_refused(project: Path, champion: str) -> None:
+    code = "from pipelines import nightly\nwith nightly.alone(): print('up', flush=True); input()"
+    command = [sys.executable, "-c", code]
+    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True, **streams) as other:
+        assert other.stdout and other.stdout.readline() == "up\n"
+        with pytest.raises(Locked, match="reports/nightly: another process is at work here"), nightly.alone():
+            pass
+        other.kill()
+    with nightly.alone():
+        pass
 
 
 def test_a_second_night_of_a_date_overwrites_nothing(project: Path) -> None:

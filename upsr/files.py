@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import logging
@@ -20,6 +21,10 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 class DataError(ValueError):
     """Files that cannot be used, in one line: which, why, and what to do."""
+
+
+class Locked(DataError):
+    """A file or folder that another process has locked."""
 
 
 @contextlib.contextmanager
@@ -51,6 +56,38 @@ def remove_temporary(folder: Path) -> None:
     """Removes the files below `folder` that killed processes left in `atomic`. Nobody else may write there now."""
     for path in folder.rglob(f"{TEMPORARY}*"):
         path.unlink()
+
+
+_held: set[int] = set()  # descriptors of locks
+
+
+def _close_held() -> None:
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+# A forked child, such as a data worker, outlives its killed parent by seconds: it must not keep the lock.
+os.register_at_fork(after_in_child=_close_held)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds a lock on a file or folder for the block; the kernel releases it when this process dies.
+
+    There is no lock file. Raises `Locked` where another process holds it.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    _held.add(descriptor)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Locked(f"{path}: another process is at work here: wait for it, or stop it") from None
+        yield
+    finally:
+        _held.discard(descriptor)
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

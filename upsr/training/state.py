@@ -1,6 +1,5 @@
 """The training state on disk, from which a run resumes."""
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +8,7 @@ from typing import Any
 
 import torch
 
-from upsr.files import atomic, remove_temporary
+from upsr.files import atomic, locked, remove_temporary
 from upsr.pretrained import CheckpointError
 
 STATES_KEPT = 2
@@ -19,41 +18,18 @@ class TrainingError(ValueError):
     """Training cannot start or continue; the message is one line that says what to do."""
 
 
-_locks: set[int] = set()  # file descriptors
-
-
-def _close_locks() -> None:
-    for lock in _locks:
-        os.close(lock)
-    _locks.clear()
-
-
-# A data worker outlives a killed training by seconds. It must not keep the folder locked.
-os.register_at_fork(after_in_child=_close_locks)
-
-
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[None]:
     """Keeps other trainings of this machine out of `folder`, and removes what a killed one left half-written.
 
-    The lock is on the folder itself: there is no lock file, and the kernel releases it when the process dies. Of a
-    distributed training, the main process holds it. Raises `TrainingError` where another training holds it.
+    Of a distributed training, the main process holds the lock. Raises `Locked` where another training does.
     """
     if not is_main():
         yield
         return
-    lock = os.open(folder, os.O_RDONLY)
-    _locks.add(lock)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise TrainingError(f"{folder}: another process trains in this folder: wait for it, or stop it") from None
+    with locked(folder):
         remove_temporary(folder)
         yield
-    finally:
-        _locks.discard(lock)
-        os.close(lock)
 
 
 def is_main() -> bool:

@@ -1,10 +1,7 @@
 """The whole chain by DVC, at a tiny scale, in a clone of the project: what a newcomer and a daily user see."""
 
-import json
 import os
-import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -12,55 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import yaml
-from conftest import ROOT, settings
+from conftest import settings
+from tiny_project import Project
 
 from upsr.images import read, write
 from upsr.pretrained import load_pretrained
 
 pytestmark = pytest.mark.slow
-ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_", "PREFECT_"))} | {
-    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    "GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@t", "GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t@t",
-}  # fmt: skip
-
-
-class Project:
-    """A clone of the project with tiny settings, that commands are run in."""
-
-    def __init__(self, root: Path, weights: Path) -> None:
-        self.root = root
-        files = subprocess.check_output(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, text=True)
-        for name in set(files.splitlines()) - {"dvc.lock"}:
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, root / name)
-        shutil.copytree(weights, root / "data" / "metric_weights")  # not fetched again
-        self.set(settings())
-        self("git", "init", "-q")
-        self("git", "add", "-A")
-        self("git", "commit", "-q", "-m", "tiny")
-
-    def set(self, values: dict) -> None:
-        (self.root / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
-
-    def start(self, *command: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            command, cwd=self.root, env=ENVIRONMENT | {"PYTHONPATH": str(self.root)}, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
-
-    def __call__(self, *command: str, fails: bool = False) -> str:
-        process = self.start(*command)
-        output = process.communicate(timeout=400)[0]
-        assert (process.returncode != 0) == fails, output
-        return output
-
-    def json(self, path: str) -> dict:
-        return json.loads((self.root / path).read_text())
-
-    def mlflow(self, query: str) -> list[tuple]:
-        with sqlite3.connect(self.root / "mlflow.db") as store:
-            return store.execute(query).fetchall()
 
 
 @pytest.fixture(scope="module")

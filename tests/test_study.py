@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, params, settings
-from test_chain import Project
+from tiny_project import Project
 
 from pipelines import study_report
 from pipelines.study import Plan, Remembered, load_plan

@@ -6,7 +6,7 @@ PREFECT ?= http://127.0.0.1:4200/api
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DO_NOT_TRACK := 1
 
-.PHONY: help repro test test-fast check ui flow sweep study nightly nightly-serve docs lock clean
+.PHONY: help repro test test-fast drill check ui flow sweep study nightly nightly-serve docs lock clean
 
 help: ## print this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -28,6 +28,9 @@ test: check ## run every check and test, as CI does
 
 test-fast: check ## the same without slow tests: whole pipelines, servers, kills
 	pytest -m "not slow"
+
+drill: .venv/ready ## break a tiny copy of the project on purpose, for an hour or more, and count what is lost
+	python tests/drill.py
 
 check: .venv/ready
 	ruff check

@@ -34,7 +34,7 @@ import psutil
 import torch
 import yaml
 from conftest import ROOT, settings
-from drill_project import Command, digests, figures, files, kill_all, ours, outs, timeless
+from drill_project import MARK, Command, digests, figures, files, kill_all, ours, outs, timeless
 from tiny_project import Project
 
 from pipelines.nightly import Record
@@ -50,7 +50,7 @@ SHARES = {  # of 100 kills
 GOOD = ("tries", "restarts", "accepted", "refused")
 BAD = ("losses", "tracebacks", "hangs", "leftovers", "executions", "escapes")
 TOP_ONLY = 0.25  # of the kills
-PATIENCE = 900  # seconds for a command that is not killed
+PATIENCE = 1800  # seconds for a command that is not killed
 ORPHAN_SECONDS = 300  # for the children of a killed process to end
 DISK = 400 << 20  # bytes, of which the project takes half
 CROSS = {"uncertainty.variant": ("isotropic", "residual")}
@@ -136,7 +136,7 @@ def attack(report: Report, item: str, project: Project, kills: int, seconds: flo
     for _ in range(4 * kills):  # some end before their moment
         if report.rows.get(item, Counter())["tries"] == kills:
             break
-        if report.rows.get(item):
+        if item in report.rows:
             report.add(item, "restarts")
         if item == "sweep" and once_done:
             project("dvc", "exp", "remove", "--all-commits")
@@ -292,7 +292,7 @@ def fill_and_run(report: Report, project: Project, reference: Project, stage: st
 def _whole(path: Path, expected: str | None) -> bool:
     """Whether a file is as in the reference. States and tables of an unfinished training need only be readable."""
     if path.suffix == ".csv" and path.parts[-3] == "models":
-        return path.read_bytes().endswith(b"\n")
+        return path.read_bytes()[-1:] in (b"", b"\n")
     try:
         if path.name.startswith("state-"):
             return bool(torch.load(path, weights_only=True))
@@ -382,6 +382,7 @@ def main() -> None:
     if "disk" in parts and os.geteuid():  # only root mounts; inside of a user namespace everybody is root
         os.execvp("unshare", ["unshare", "--user", "--map-root-user", "--mount", sys.executable, *sys.argv])
     report, scratch = Report(), Path(tempfile.mkdtemp(prefix="upsr-drill-"))
+    os.environ[MARK] = str(os.getpid())
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         drill(report, parts, options.kills, options.seed, scratch)
@@ -389,7 +390,7 @@ def main() -> None:
         kill_all()
         print(f"\n{report.table()}")
     if report.failed():
-        raise SystemExit(1)
+        raise SystemExit(f"\n{scratch} is kept")  # exit code 1
     shutil.rmtree(scratch)
 
 

@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,7 +47,8 @@ def opened(kind: str, number: int, folder: Path, name: str) -> None:
     """Opens the file `name` in `folder`, as a user's file of this kind would be. The entry alternates by `number`."""
     path, tiny = folder / name, folder.parent / "tiny.png"
     result = str(folder / "result")
-    archive = Archive(Remote("x.tar", ("http://127.0.0.1:9/",), None, None), "*/*.png", 2, 10 << 20, "", "")
+    archive = name if kind == "archives" else "x.tar"
+    download = [Archive(Remote(archive, ("http://127.0.0.1:9/",), None, None), "*/*.png", 2, 10 << 20, "", "")]
     match kind:
         case "weights":
             upsr(["upscale", str(tiny), "-o", result, "--model", str(path)])
@@ -63,8 +65,7 @@ def opened(kind: str, number: int, folder: Path, name: str) -> None:
             shutil.copy(path, STATE)
             stage.run(train_atd.main)
         case "archives":
-            archive = Archive(Remote(name, archive.remote.urls, None, None), "*/*.png", 2, 10 << 20, "", "")
-            prepare([archive], folder, folder / "sources.lock")
+            prepare(download, folder, folder / "sources.lock")
         case "images" if number % 2:
             options = {"size": 64, "step": 64, "threshold": 0, "min_gradient": 0}
             crop(folder, Path(result), **options, on_corrupt="fail")
@@ -73,8 +74,8 @@ def opened(kind: str, number: int, folder: Path, name: str) -> None:
         case "yaml":
             load_params(path)
         case "json" if name == "sources.lock":
-            (folder / "x.tar").write_bytes(tar({"hr/a.png": tiny.read_bytes(), "hr/b.png": tiny.read_bytes()}))
-            prepare([archive], folder, path)
+            (folder / archive).write_bytes(tar({"hr/a.png": tiny.read_bytes(), "hr/b.png": tiny.read_bytes()}))
+            prepare(download, folder, path)
         case "json":
             shutil.rmtree(nightly.REPORTS, ignore_errors=True)
             nightly.REPORTS.mkdir(parents=True)
@@ -120,7 +121,8 @@ def judged(call: Callable[[], None], names: tuple[str, ...]) -> tuple[str, str]:
             (f for f in reversed(frames) if f.filename.startswith((f"{ROOT}/upsr", f"{ROOT}/pipe"))), frames[-1]
         )
         text = f"{printed.getvalue()}{' '.join(str(error).split())}"  # commands print it so
-        message = f"{type(error).__name__}: {text[:300]} ({Path(place.filename).name}:{place.lineno})"
+        where = f"{Path(place.filename).name}:{place.lineno}"
+        message = f"{type(error).__name__}: {' / '.join(text.splitlines())[:300]} ({where})"
         if isinstance(error, MemoryError) or "allocate" in str(error):
             return "out of memory", message
         ours = type(error).__module__.startswith(("upsr", "pipelines")) or (
@@ -137,11 +139,10 @@ def child(kind: str, seed: int, count: int, first: int, folder: Path) -> None:
     os.dup2(2, 1)
     os.environ["UPSR_DEBUG"] = "1"  # the errors as they were raised
     sys.argv = [kind]
-    sys.setrecursionlimit(1000)
     maker = Maker(folder, seed)
     (folder / "tiny.png").write_bytes(image(".png"))
     save_model(folder / "base", params())
-    files = [next_file for _, next_file in zip(range(count), getattr(maker, kind)(), strict=False)]
+    files = list(islice(getattr(maker, kind)(), count))
     used = int(Path("/proc/self/status").read_text().split("VmData:")[1].split()[0]) << 10
     resource.setrlimit(resource.RLIMIT_DATA, (used + MEMORY, used + MEMORY))
     for number, (name, data) in list(enumerate(files))[first:]:
@@ -157,7 +158,7 @@ def child(kind: str, seed: int, count: int, first: int, folder: Path) -> None:
 def attack(kind: str, seed: int, folder: Path, cwd: Path, log: Path) -> Iterator[Outcome]:
     """Opens the files of one kind in child processes, which work in `cwd`; yields the outcome of each file."""
     count, first = COUNTS[kind], 0
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "PYTHONFAULTHANDLER": ""}
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
     while first < count:
         command = [sys.executable, __file__, kind, str(seed), str(count), str(first), str(folder)]
         with log.open("a") as errors:
@@ -174,12 +175,10 @@ def attack(kind: str, seed: int, folder: Path, cwd: Path, log: Path) -> Iterator
                     name = line.strip()
             code = process.wait()
         if first < count:
-            if not name:
-                raise RuntimeError(f"the child for {kind} ended without opening a file: see {log}")
-            what = (
-                "hang" if code == -signal.SIGALRM else f"killed by {signal.Signals(-code).name}" if code < 0 else "lost"
-            )
-            yield Outcome(name, what, f"exit code {code}")
+            if not name or code >= 0:
+                raise RuntimeError(f"the child for {kind} ended without opening all files: see {log}")
+            number = signal.Signals(-code)
+            yield Outcome(name, "hang" if number == signal.SIGALRM else f"killed by {number.name}", "")
             first += 1
 
 

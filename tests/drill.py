@@ -7,8 +7,8 @@ disk: every stage on a full disk ends with one line and loses nothing; with free
 files: 200 hostile files, each opened as a user's file would be (tests/hostile_files.py).
 
 Prints each problem as it is found, then a table for docs/operations.md. Exits with 1 if anything was lost, executed,
-hung, or ended with a traceback. On 2 idle cores, 100 kills take about 50 minutes, the disks 8 and the files 6; on busy
-ones, several times as long. The disks need root or user namespaces.
+hung, or ended with a traceback. Takes about 90 minutes on 2 CPU cores, of which the disks take 8 and the files 6, and
+several times as long on a busy machine. The disks need root or user namespaces.
 """
 
 import argparse
@@ -147,6 +147,7 @@ def attack(report: Report, item: str, project: Project, kills: int, seconds: flo
                 report.add(item, "losses", f"`{' '.join(started.command)}` failed: {started.last_line()}")
         elif rng.random() < TOP_ONLY:
             started.process.kill()
+            started.process.wait()  # DVC takes a zombie for a process that holds its lock
             once_done |= overlap(report, item, project, started.command)
             report.add(item, "tries")
         else:

@@ -150,7 +150,7 @@ def child(kind: str, seed: int, count: int, first: int, folder: Path) -> None:
         placed(home, name, data)
         print(f"{number:03d}/{name}", file=results, flush=True)
         signal.alarm(SECONDS)  # without a handler, it ends this process even inside of C code
-        what, message = judged(partial(opened, kind, number, home, name), (name, f"/{home.name}/", STATE.name))
+        what, message = judged(partial(opened, kind, number, home, name), (name, str(home), STATE.name))
         signal.alarm(0)
         print(json.dumps((what, message)), file=results, flush=True)
 

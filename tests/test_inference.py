@@ -187,6 +187,7 @@ def test_one_bad_picture_is_named_and_the_others_are_done(model: Path, tmp_path:
         (["upscale", "nowhere.png", "-o", "out", "--model", "nomodel"], "nomodel/weights.safetensors: no such"),
         (["upscale", "nowhere.png", "-o", "out", "--model", "MODEL", "--steps", "9"], "1 to 3"),
         (["upscale", "a.png", "-o", "a.png", "--model", "MODEL"], "the result would replace the image"),
+        (["upscale", "loop.png", "-o", "out.png", "--model", "MODEL"], "loop.png: cannot be read"),
         (["upscale", "full", "-o", "full", "--model", "MODEL"], "full/a.png: the result would replace it"),
         (["upscale", "a.png", "-o", "out", "--model", "MODEL", "--device", "cuda:77"], "cuda:77: not available"),
         (["upscale", "a.png", "-o", "out", "--model", "MODEL", "--tile", "0"], "--tile: 0 is not above 0"),
@@ -196,6 +197,7 @@ def test_one_bad_picture_is_named_and_the_others_are_done(model: Path, tmp_path:
 def test_a_mistake_is_one_line(model: Path, tmp_path: Path, monkeypatch, capsys, arguments, message: str):
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
+    Path("loop.png").symlink_to("loop.png")
     images.write("full/a.png", picture(4, 4))
     with pytest.raises(SystemExit) as end:
         upsr(*(str(model) if a == "MODEL" else a for a in arguments))

@@ -41,7 +41,7 @@ from upsr.training.loop import fit, learning_rate
 from upsr.training.memory import memory_errors_in_one_line
 from upsr.training.pairs import Pairs
 from upsr.training.perceptual import Lpips, PerceptualLoss
-from upsr.training.state import TrainingError, clear
+from upsr.training.state import TrainingError, clear, save_state
 from upsr.training.unet_objective import UnetObjective
 from upsr.training.validation import Validation, held_out
 
@@ -173,6 +173,23 @@ def test_the_state_of_another_training_is_refused_with_the_key(store: Path, tmp_
         run(identity="other")
     clear(tmp_path)
     run(identity="other")
+
+
+@pytest.mark.parametrize("part", ["network", "ema", "optimizer", "pools", "record", "step", "checkpoints", "identity"])
+def test_a_state_that_somebody_changed_is_one_line(store: Path, tmp_path: Path, capsys, part: str):
+    """It is refused, and without an identity passed over as a torn one is."""
+    run = Run(store, tmp_path)
+    expected = run()
+    first, newest = sorted(tmp_path.glob("state-*.pt"))
+    save_state(newest, torch.load(newest) | {part: "seven"})
+    if part == "identity":
+        assert same(run(), expected)
+        assert "state-00000004.pt: a training state of no training: skipped" in capsys.readouterr().out
+        return
+    with pytest.raises(TrainingError, match=r"its newest state-\*\.pt is damaged .*: remove it, or all of them"):
+        run()
+    newest.unlink()
+    assert first.is_file() and same(run(), expected)
 
 
 class Broken(AtdObjective):

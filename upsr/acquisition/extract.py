@@ -19,19 +19,20 @@ def extract(archive: Path, out: Path, *, wanted: str, count: int, limit: int) ->
     """Replaces the folder `out` by the images of a zip or tar whose paths match `wanted` (such as `*/HR/*.png`).
 
     Only the file name of each path is used, so no file can leave the folder. Links and devices are skipped. Raises
-    `DataError` for a broken archive, a number of images other than `count`, and more than `limit` bytes; `out` then
-    stays as it was.
+    `DataError` for a broken archive, a number of images other than `count`, and more than `limit` bytes, and
+    `ImageError` for a file name that cannot be used; `out` then stays as it was.
     """
     with whole_folder(out) as new:
         left = limit
         try:
             for path, stream in tqdm(_members(archive, wanted), desc=archive.name, total=count, disable=None):
                 target = new / PurePosixPath(path).name
+                images.check_name(archive / target.name)
                 if target.exists():
                     raise DataError(f"{archive}: holds two images named {target.name}: remove it and run again")
                 left -= _copy(stream, target, left, archive)
         except Exception as error:  # zipfile, tarfile and the decompressors raise a dozen types
-            if isinstance(error, DataError) or getattr(error, "errno", None):  # such as a full disk
+            if isinstance(error, DataError | images.ImageError) or getattr(error, "errno", None):  # such as a full disk
                 raise
             raise DataError(f"{archive}: broken archive ({error}): remove it and run again") from None
         found = sum(1 for _ in new.iterdir())

@@ -1,6 +1,7 @@
 """`upsr upscale`: upscales images and folders with one model."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,14 +62,18 @@ def outputs(inputs: Sequence[Path], output: Path) -> list[tuple[Path, Path]]:
     if not sources:
         raise ImageError(f"{', '.join(map(str, inputs))}: no images found: name files or folders with images")
     if len(inputs) == 1 and not inputs[0].is_dir() and output.suffix.lower() in SUFFIXES:
-        if inputs[0].resolve() == output.resolve():
+        if _same(inputs[0], output):
             raise ImageError(f"{output}: the result would replace the image: choose another name")
         return [(sources[0], output)]
     targets = [output / f"{p.stem}.png" for p in sources]
-    replaced = [p for p, t in zip(sources, targets, strict=True) if p.resolve() == t.resolve()]
+    replaced = [p for p, t in zip(sources, targets, strict=True) if _same(p, t)]
     if replaced:
         raise ImageError(f"{replaced[0]}: the result would replace it: choose another folder")
     twice = {t for t in targets if targets.count(t) > 1}
     if twice:
         raise ImageError(f"{min(twice)}: two images would be written to this file: upscale them one by one")
     return list(zip(sources, targets, strict=True))
+
+
+def _same(a: Path, b: Path) -> bool:
+    return os.path.realpath(a) == os.path.realpath(b)  # Path.resolve raises RuntimeError where links form a loop

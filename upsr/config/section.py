@@ -38,22 +38,20 @@ def parse(record: type[S], values: Any, where: str) -> S:
     try:
         return record.model_validate(values)
     except ValidationError as error:
-        shown = [_describe(where, e) for e in error.errors()[:SHOWN_ERRORS]]
+        shown = [_describe(e) for e in error.errors()[:SHOWN_ERRORS]]
         more = error.error_count() - len(shown)
-        raise ConfigError("; ".join(shown) + (f"; and {more} more" if more else "")) from None
+        raise ConfigError(f"{where}: {'; '.join(shown)}" + (f"; and {more} more" if more else "")) from None
 
 
-def _describe(where: str, error: Any) -> str:
+def _describe(error: Any) -> str:
     path = short(".".join(str(part) for part in error["loc"]))
     if error["type"] == "extra_forbidden":
-        return f"{where}: unknown key `{path}`: correct its spelling or remove it"
+        return f"unknown key `{path}`: correct its spelling or remove it"
     if error["type"] == "missing":
-        return f"{where}: key `{path}` is missing: add it"
+        return f"key `{path}` is missing: add it"
     message = error["msg"].removeprefix("Value error, ")
     return (
-        f"{where}: `{path}` = {_shown(error['input'])}: {message}"
-        if path and not isinstance(error["input"], dict)
-        else f"{where}: {message}"
+        f"`{path}` = {_shown(error['input'])}: {message}" if path and not isinstance(error["input"], dict) else message
     )
 
 

@@ -81,14 +81,15 @@ def fit(
     first = rank * share
     last = state.newest(folder, identity)
     if last is not None:
-        weights.load_state_dict(last["network"])
-        ema.network.load_state_dict(last["ema"])
-        optimizer.load_state_dict(last["optimizer"])
-        objective.pairs.pool.load_state_dict(*last["pools"], lanes=range(first, first + share))
-        if accelerator.scaler is not None:
-            accelerator.scaler.load_state_dict(last["scaler"])
-        record.load_state_dict(last["record"])
-        start, rows = last["step"], last["checkpoints"]
+        with state.damage_in_one_line(folder):
+            weights.load_state_dict(last["network"])
+            ema.network.load_state_dict(last["ema"])
+            optimizer.load_state_dict(last["optimizer"])
+            objective.pairs.pool.load_state_dict(*last["pools"], lanes=range(first, first + share))
+            if accelerator.scaler is not None:
+                accelerator.scaler.load_state_dict(last["scaler"])
+            record.load_state_dict(last["record"])
+            start, rows = int(last["step"]), [dict(row) for row in last["checkpoints"]]
     _check_same_start(start, folder)
     if start and accelerator.is_main_process:
         print(f"resuming from step {start} of {folder}", flush=True)

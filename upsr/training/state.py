@@ -69,6 +69,8 @@ def newest(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     for path in sorted(folder.glob("state-*.pt"), reverse=True):
         try:
             state = load_state(path)
+            if not isinstance(state.get("identity"), dict):
+                raise CheckpointError(f"{path}: a training state of no training")
         except CheckpointError as error:
             print(f"{error}: skipped", flush=True)
             continue
@@ -79,6 +81,20 @@ def newest(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
             )
         return state
     return None
+
+
+@contextmanager
+def damage_in_one_line(folder: Path) -> Iterator[None]:
+    """Turns the errors of restoring a state that was changed since it was written into a `TrainingError`."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise TrainingError(
+            f"{folder}: its newest state-*.pt is damaged ({' '.join(str(error).split())[:200]}): "
+            "remove it, or all of them to start again (--fresh does)"
+        ) from error
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:

@@ -79,9 +79,10 @@ def fit(
     start, rows, record = 0, list[checkpoints.Row](), Record(device)
     share = recipe.batch // world  # of each batch: the samples from number `first` on
     first = rank * share
-    last = state.newest(folder, identity)
-    if last is not None:
-        with state.damage_in_one_line(folder):
+    found = state.newest(folder, identity)
+    if found is not None:
+        path, last = found
+        with state.damage_in_one_line(path):
             weights.load_state_dict(last["network"])
             ema.network.load_state_dict(last["ema"])
             optimizer.load_state_dict(last["optimizer"])

@@ -61,8 +61,8 @@ def write(folder: Path, step: int, state: dict[str, Any]) -> None:
         old.unlink()
 
 
-def newest(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """The newest complete state; truncated ones are skipped. None if there is none.
+def newest(folder: Path, identity: dict[str, Any]) -> tuple[Path, dict[str, Any]] | None:
+    """The newest complete state and its file; truncated ones are skipped. None if there is none.
 
     Raises `TrainingError` where the state belongs to another run.
     """
@@ -79,12 +79,12 @@ def newest(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
                 f"{path}: belongs to another training run ({'; '.join(wrong)}): "
                 f"restore those settings to finish it, or remove {folder}/state-*.pt (--fresh does)"
             )
-        return state
+        return path, state
     return None
 
 
 @contextmanager
-def damage_in_one_line(folder: Path) -> Iterator[None]:
+def damage_in_one_line(path: Path) -> Iterator[None]:
     """Turns the errors of restoring a state that was changed since it was written into a `TrainingError`."""
     try:
         yield
@@ -92,7 +92,7 @@ def damage_in_one_line(folder: Path) -> Iterator[None]:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise TrainingError(
-            f"{folder}: its newest state-*.pt is damaged ({' '.join(str(error).split())[:200]}): "
+            f"{path}: a damaged training state ({' '.join(str(error).split())[:200]}): "
             "remove it, or all of them to start again (--fresh does)"
         ) from error
 

@@ -136,9 +136,12 @@ def nightly(root: str | None = None, accept: bool = False) -> State[None]:
         failed = fan_out([Job(*job) for job in commands.items()], folder, params.jobs)
         run.told += [f"the job {name} failed" for name in failed]
         verdict = nightly_logic.judge(run, params)
+        record = nightly_logic.save(run, verdict)
         if verdict.outcome == "promoted":
             verdict = nightly_logic.promote(run, verdict)
-        record, page = nightly_logic.save(run, verdict), nightly_logic.markdown(run, verdict)
+            record = nightly_logic.save(run, verdict)
+        nightly_logic.publish(run, verdict, record)
+        page = nightly_logic.markdown(run, verdict)
         get_run_logger().info("%s\n%s", record, page)
         create_markdown_artifact(page, key="nightly", description=f"Nightly evaluation {run.name}")
         if verdict.alarm:

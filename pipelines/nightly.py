@@ -183,7 +183,10 @@ def markdown(run: NightlyRun, verdict: Verdict) -> str:
 
 
 def save(run: NightlyRun, verdict: Verdict) -> Path:
-    """Writes the record, and one MLflow run per model in the experiment `nightly`. Returns the record's path."""
+    """Writes the record; returns its path.
+
+    It is written before `promote`: a champion whose night has no record would raise an alarm every night.
+    """
     whole = [role for role, own in _measured(run).items() if not gate.gaps(role, own, run.required)]
     complete = [] if verdict.alarm or not run.required else whole
     record = {
@@ -205,13 +208,17 @@ def save(run: NightlyRun, verdict: Verdict) -> Path:
         temporary.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
     if record["accepted"] or ("champion" in complete and run.reference is None):
         registry.tag_night(run.models["champion"].version, run.name)
+    return path
+
+
+def publish(run: NightlyRun, verdict: Verdict, record: Path) -> None:
+    """Logs one MLflow run per model in the experiment `nightly`, with its means and the record."""
     for role, own in _measured(run).items():
         tags = {"role": role, "version": run.models[role].version, "sha256": own.digest}
         tags |= {"outcome": verdict.outcome}
         with tracking.start("nightly", f"{run.name}-{role}", run.settings, tags) as tracker:
             tracker.metrics(dict(_means(own.values)))
-            tracker.artifact(path)
-    return path
+            tracker.artifact(record)
 
 
 def promote(run: NightlyRun, verdict: Verdict) -> Verdict:

@@ -52,7 +52,7 @@ BAD = ("losses", "tracebacks", "hangs", "leftovers", "executions", "escapes")
 TOP_ONLY = 0.25  # of the kills
 PATIENCE = 1800  # seconds for a command that is not killed
 ORPHAN_SECONDS = 300  # for the children of a killed process to end
-EMBEDDED = "prefect.server"  # in the command of the server that a flow starts: never ends if the flow is killed
+EMBEDDED = "prefect.server"  # in the command of the server that Prefect starts for a flow: it outlives a killed flow
 DISK = 400 << 20  # bytes, of which the project takes half
 CROSS = {"uncertainty.variant": ("isotropic", "residual")}
 NIGHTLY = {"metrics": {"psnr": {"better": "higher", "tolerance": 0.05}}, "improves": "psnr", "by": 0.001}
@@ -92,19 +92,20 @@ def compare(report: Report, item: str, found: dict[str, str], expected: dict[str
 def await_orphans(report: Report, item: str, seconds: float) -> None:
     """Waits for the processes that a killed command left. Reports and kills those that do not end."""
     deadline = time.monotonic() + seconds
-    while any(EMBEDDED not in name for name in _names(ours())) and time.monotonic() < deadline:
+    while _orphans() and time.monotonic() < deadline:
         time.sleep(0.2)
-    for name in _names(ours()):
+    for name in _orphans():
         report.add(item, "leftovers", f"process `{name[:200]}`")
     kill_all()
 
 
-def _names(processes: list[psutil.Process]) -> list[str]:
+def _orphans() -> list[str]:
+    """The commands of the processes of this drill, without Prefect's server."""
     names = []
-    for process in processes:
+    for process in ours():
         with suppress(psutil.Error):  # it has ended meanwhile
             names.append(" ".join(process.cmdline()))
-    return names
+    return [name for name in names if EMBEDDED not in name]
 
 
 def note_traceback(report: Report, item: str, ended: Command) -> None:

@@ -389,7 +389,7 @@ def test_a_hash_that_nobody_publishes_is_held_from_its_first_use_on(df2k: Path, 
 @pytest.mark.parametrize("text", ["[]", "7", '"x"', '{"Flickr2K.tar": 7}', '{"Flickr2K.tar": null}', "{", "\xff"])
 def test_a_wrong_table_of_hashes_is_one_line(df2k: Path, server: Server, text: str):
     (df2k / "sources.lock").write_bytes(text.encode("latin-1"))
-    with pytest.raises(DataError, match=r"sources\.lock: .*: restore it from version control"):
+    with pytest.raises(DataError, match=r"sources\.lock: .*: restore it"):
         take(df2k, "0001")
     assert not server.asked
 

@@ -69,10 +69,11 @@ def newest(folder: Path, identity: dict[str, Any]) -> tuple[Path, dict[str, Any]
     for path in sorted(folder.glob("state-*.pt"), reverse=True):
         try:
             state = load_state(path)
-            if not isinstance(state.get("identity"), dict):
-                raise CheckpointError(f"{path}: a training state of no training")
         except CheckpointError as error:
             print(f"{error}: skipped", flush=True)
+            continue
+        if not isinstance(state.get("identity"), dict):
+            print(f"{path}: a training state of no training: skipped", flush=True)
             continue
         if wrong := differences(state["identity"], identity):
             raise TrainingError(
@@ -85,7 +86,7 @@ def newest(folder: Path, identity: dict[str, Any]) -> tuple[Path, dict[str, Any]
 
 @contextmanager
 def damage_in_one_line(path: Path) -> Iterator[None]:
-    """Turns the errors of restoring a state that was changed since it was written into a `TrainingError`."""
+    """Within the block, restoring the state of `path` where it was changed since it was written raises `TrainingError`."""
     try:
         yield
     except torch.OutOfMemoryError:

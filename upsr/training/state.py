@@ -86,7 +86,7 @@ def newest(folder: Path, identity: dict[str, Any]) -> tuple[Path, dict[str, Any]
 
 @contextmanager
 def damage_in_one_line(path: Path) -> Iterator[None]:
-    """Within the block, restoring the state of `path` where it was changed since it was written raises `TrainingError`."""
+    """Within the block, restoring a state that was changed since it was written raises `TrainingError`."""
     try:
         yield
     except torch.OutOfMemoryError:

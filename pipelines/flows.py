@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 GPU_STAGES = ("train", "evaluate")  # prefixes of stage names
 RETRIES = {"download": 2}
 HEARTBEAT = "prefect.flow-run.heartbeat"  # an event every `tool.prefect.flows.heartbeat_frequency` seconds
-SILENCE = timedelta(seconds=90)
+SILENCE = 300  # seconds; a server that restarts hears no heartbeats meanwhile
 
 
 class Job(NamedTuple):
@@ -178,11 +178,14 @@ def serve_nightly() -> None:
     nightly.serve(name="nightly", cron=nightly_cron())
 
 
-def crash_silent_runs() -> None:
-    """Makes the server mark flow runs as Crashed whose process or machine died: they stop sending heartbeats.
+def crash_silent_runs(silence: int = SILENCE) -> None:
+    """Makes the server mark flow runs as Crashed whose process or machine died; else they would be Running for ever.
 
-    Otherwise they would be Running for ever. Exits with an error without a standing Prefect server.
+    `silence`: after how many seconds without a heartbeat. Raises `ValueError` below 60, and exits with an error without
+    a standing Prefect server.
     """
+    if silence < 60:
+        raise ValueError(f"--silence {silence}: give 60 or more, since flow runs send a heartbeat every 30 seconds")
     if get_current_settings().api.url is None:
         # The embedded server has no scheduler: no run would ever start.
         sys.exit(
@@ -198,12 +201,12 @@ def crash_silent_runs() -> None:
             after={HEARTBEAT},
             expect={HEARTBEAT, *(f"prefect.flow-run.{end}" for end in ("Completed", "Failed", "Cancelled", "Crashed"))},
             threshold=1,
-            within=SILENCE,
+            within=timedelta(seconds=silence),
         ),
         actions=[
             ChangeFlowRunState(
                 state=StateType.CRASHED,
-                message=f"no sign of life for {SILENCE.seconds} seconds: its process or machine died",
+                message=f"no sign of life for {silence} seconds: its process or machine died",
             )
         ],
     )
@@ -226,7 +229,8 @@ def main() -> None:
         "--accept", action="store_true", help="take the champion's figures of this night as those to be reproduced"
     )
     commands.add_parser("serve", help="run `nightly` on its schedule until stopped")
-    commands.add_parser("watch", help="let the Prefect server mark the flow runs of dead workers as crashed; once")
+    watch = commands.add_parser("watch", help="let the Prefect server mark the flow runs of dead workers as crashed")
+    watch.add_argument("--silence", type=int, default=SILENCE, help="after how many seconds without a heartbeat")
     arguments = parser.parse_args()
     try:
         match arguments.command:
@@ -239,7 +243,7 @@ def main() -> None:
             case "serve":
                 serve_nightly()
             case "watch":
-                crash_silent_runs()
+                crash_silent_runs(arguments.silence)
     except (ValueError, RuntimeError) as error:
         sys.exit(str(error))
 

@@ -293,7 +293,7 @@ def test_the_run_of_a_killed_worker_crashes_and_the_next_one_starts(
         [*prefect, "work-pool", "create", "doomed", "--type", "process"],
         [*prefect, "--no-prompt", "deploy", *names, "--prefect-file", str(deployments)],
         [sys.executable, "-m", "pipelines.flows", "watch"],
-        [sys.executable, "-m", "pipelines.flows", "watch"],  # a second time changes nothing
+        [sys.executable, "-m", "pipelines.flows", "watch", "--silence", "70"],
     ):
         subprocess.run(command, cwd=ROOT, env=environment, check=True)
     assert len(api.read_automations_by_name("crash silent runs")) == 1

@@ -157,10 +157,9 @@ def sweep(root: str | None = None) -> State[None]:
     """
     with _project(root) as (folder, params):
         names = sweep_logic.remaining(params)
-        if not names:
-            return Completed(message="all experiments are done: `dvc exp show` lists them")
         with sweep_logic.recorded(params) as parent:
-            failed = fan_out([Job(name, sweep_logic.command(name, parent)) for name in names], folder, params.jobs)
+            jobs = [Job(name, sweep_logic.command(name, parent)) for name in names]
+            failed = fan_out(jobs, folder, params.jobs) if jobs else []
             if failed:
                 raise executor.JobsFailed(failed)
         return Completed(message=f"{len(names)} experiments were run: `dvc exp show` lists them")
@@ -178,14 +177,15 @@ def serve_nightly() -> None:
     nightly.serve(name="nightly", cron=nightly_cron())
 
 
-def crash_silent_runs(silence: int = SILENCE) -> None:
+def crash_silent_runs(silence: int | None = None) -> None:
     """Makes the server mark flow runs as Crashed whose process or machine died; else they would be Running for ever.
 
-    `silence`: after how many seconds without a heartbeat. Raises `ValueError` below 60, and exits with an error without
-    a standing Prefect server.
+    `silence`: after how many seconds without a heartbeat; None keeps what the server has, or means `SILENCE`. Raises
+    `ValueError` below 60, and exits with an error without a standing Prefect server.
     """
-    if silence < 60:
-        raise ValueError(f"--silence {silence}: give 60 or more, since flow runs send a heartbeat every 30 seconds")
+    seconds = SILENCE if silence is None else silence
+    if seconds < 60:
+        raise ValueError(f"--silence {seconds}: give 60 or more, since flow runs send a heartbeat every 30 seconds")
     if get_current_settings().api.url is None:
         # The embedded server has no scheduler: no run would ever start.
         sys.exit(
@@ -201,21 +201,22 @@ def crash_silent_runs(silence: int = SILENCE) -> None:
             after={HEARTBEAT},
             expect={HEARTBEAT, *(f"prefect.flow-run.{end}" for end in ("Completed", "Failed", "Cancelled", "Crashed"))},
             threshold=1,
-            within=timedelta(seconds=silence),
+            within=timedelta(seconds=seconds),
         ),
         actions=[
             ChangeFlowRunState(
                 state=StateType.CRASHED,
-                message=f"no sign of life for {silence} seconds: its process or machine died",
+                message=f"no sign of life for {seconds} seconds: its process or machine died",
             )
         ],
     )
     with get_client(sync_client=True) as client:
-        if known := client.read_automations_by_name(automation.name):
-            automation.id = known[0].id
-            automation.update()
-        else:
-            automation.create()
+        known = client.read_automations_by_name(automation.name)
+    if not known:
+        automation.create()
+    elif silence is not None:
+        automation.id = known[0].id
+        automation.update()
 
 
 def main() -> None:
@@ -230,7 +231,7 @@ def main() -> None:
     )
     commands.add_parser("serve", help="run `nightly` on its schedule until stopped")
     watch = commands.add_parser("watch", help="let the Prefect server mark the flow runs of dead workers as crashed")
-    watch.add_argument("--silence", type=int, default=SILENCE, help="after how many seconds without a heartbeat")
+    watch.add_argument("--silence", type=int, help=f"after how many seconds without a heartbeat (default: {SILENCE})")
     arguments = parser.parse_args()
     try:
         match arguments.command:

@@ -22,7 +22,8 @@ from upsr.config import Params
 from upsr.data.benchmarks import locate, open_benchmarks
 from upsr.evaluation.metrics import needs_reference
 from upsr.evaluation.statistics import NAMES
-from upsr.files import DataError, atomic, locked, sha256
+from upsr.files import DataError, atomic, sha256
+from upsr.locks import locked
 
 REPORTS = Path("reports/nightly")
 
@@ -89,6 +90,8 @@ class NightlyRun:
     """Role -> model."""
     values: dict[str, Values] = field(default_factory=dict)
     """Role -> figures."""
+    crowned: str | None = None
+    """SHA-256 of the weights that `promote` made the champion."""
     reference: str | None = None
     """The night that the champion's figures are held against, as the registry has it."""
     lost: list[str] = field(default_factory=list)
@@ -185,7 +188,7 @@ def markdown(run: NightlyRun, verdict: Verdict) -> str:
 def save(run: NightlyRun, verdict: Verdict) -> Path:
     """Writes the record; returns its path.
 
-    It is written before `promote`: a champion whose night has no record would raise an alarm every night.
+    Before and after `promote`: a champion whose night has no record would raise an alarm every night.
     """
     whole = [role for role, own in _measured(run).items() if not gate.gaps(role, own, run.required)]
     complete = [] if verdict.alarm or not run.required else whole
@@ -197,7 +200,7 @@ def save(run: NightlyRun, verdict: Verdict) -> Path:
         "images": run.images,
         "values": run.values,
         "complete": complete,
-        "crowned": run.models["candidate"].digest if verdict.outcome == "promoted" else None,
+        "crowned": run.crowned,
         "accepted": run.accept and "champion" in complete,
         "verdict": asdict(verdict),
         "told": run.told,
@@ -230,6 +233,7 @@ def promote(run: NightlyRun, verdict: Verdict) -> Verdict:
             return replace(verdict, outcome="undecided", reasons=["the champion changed while this night was measured"])
         registry.tag_night(candidate.version, run.name)
         registry.promote(candidate.version)
+        run.crowned = candidate.digest
     except Exception as error:  # whatever the store raises
         why = f"version {candidate.version} could not be promoted: {tracking.one_line(error)}"
         return replace(verdict, outcome="undecided", reasons=[why], alarm=True)

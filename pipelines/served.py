@@ -12,6 +12,7 @@ from upsr.images import ImageError, decode, encode
 from upsr.inference.upscaler import Upscaler
 
 MOST = {"tile": 1024, "seed": 2**63 - 1}  # a request may not ask for any amount of memory
+MOST_PIXELS = 2**24
 
 
 class Served:
@@ -37,7 +38,7 @@ class Served:
     def _upscaled(self, data: Any, name: str, options: dict[str, Any]) -> bytes:
         if not isinstance(data, bytes):
             raise ImageError(f"{name}: no bytes: give an encoded image, in base64 where the request is JSON")
-        return encode(self.upscaler(decode(data, name), **options), ".png")
+        return encode(self.upscaler(decode(data, name, MOST_PIXELS), **options), ".png")
 
 
 def _load_pyfunc(path: str) -> Served:

@@ -22,7 +22,7 @@ import yaml
 from ruamel.yaml import YAML
 
 from pipelines import executor, tracking
-from pipelines.compare import CompareError, compare
+from pipelines.compare import compare
 from pipelines.stage import run
 from upsr.config import ConfigError, Params, load_params, parse, read_yaml
 from upsr.files import atomic
@@ -81,8 +81,8 @@ def recorded(params: Params) -> Iterator[str | None]:
         yield tracker.run_id
         try:
             tracker.artifact(compare(HOLDOUT, id_file.parent / "compare").parent)
-        except CompareError as error:  # nothing was evaluated
-            _log(f"the arms are not compared: {error}")
+        except Exception as error:  # the experiments are done, whatever their page lacks
+            _log(f"no page of `upsr compare`: {tracking.one_line(error)}")
 
 
 def command(name: str, parent: str | None) -> list[str]:

@@ -6,6 +6,7 @@ mlflow. They are separate files, so that a change of the registry makes no train
 """
 
 import fcntl
+import hashlib
 import logging
 import os
 import re
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from upsr.files import Locked, locked
+from upsr.locks import Locked, locked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -211,25 +212,29 @@ def _connect(experiment: str, name: str, run_id: str | None) -> tuple["MlflowCli
         experiment_id = _experiment(store, experiment, folder)
         if not (run_id and _reopened(store, run_id)):
             run_id = store.create_run(experiment_id, run_name=name).info.run_id
-        lock = ExitStack()
-        (running / run_id).touch()
-        lock.enter_context(locked(running / run_id))
+        lock, mark = ExitStack(), running / run_id
+        mark.touch()
+        try:
+            lock.enter_context(locked(mark))
+        except OSError:  # nobody can tell whether the run is alive
+            mark.unlink()
     return store, run_id, lock
 
 
 def _end_killed_runs(client: "MlflowClient", running: Path) -> None:
     """Ends the runs whose process was killed: it can no longer say so, and the kernel has released its lock."""
     for path in running.iterdir():
-        with suppress(Locked), locked(path):
+        with suppress(Locked, OSError), locked(path):
             if _is_running(client, path.name):
                 client.set_terminated(path.name, "KILLED")
             path.unlink()
 
 
 def _is_running(client: "MlflowClient", run_id: str) -> bool:
-    """Whether the store has this run as RUNNING."""
+    """Whether the store has this run as RUNNING, and not as deleted."""
     try:
-        return client.get_run(run_id).info.status == "RUNNING"
+        info = client.get_run(run_id).info
+        return info.status == "RUNNING" and info.lifecycle_stage == "active"
     except Exception as error:
         if may_pass(error):
             raise
@@ -257,9 +262,9 @@ def main_checkout() -> Path:
 def _locked(folder: Path) -> Iterator[Path]:
     """One process at a time: a local store's first user creates the tables, and two concurrent ones would crash.
 
-    Yields the folder of the locks of the running runs.
+    Yields the folder of the locks of this store's running runs.
     """
-    running = folder / "mlartifacts" / ".running"
+    running = folder / "mlartifacts" / ".running" / hashlib.sha256(store_address()[0].encode()).hexdigest()[:16]
     running.mkdir(parents=True, exist_ok=True)
     with open(folder / "mlartifacts" / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -28,7 +28,8 @@ from upsr.acquisition.fetch import fetch
 from upsr.acquisition.metric_weights import PACKAGES, prepare
 from upsr.data.lmdb_store import pack
 from upsr.data.subimages import crop
-from upsr.files import Locked, atomic, whole_folder
+from upsr.files import atomic, whole_folder
+from upsr.locks import Locked
 from upsr.training import state
 from upsr.training.log import _append
 
@@ -222,7 +223,7 @@ def test_a_second_training_in_a_folder_is_refused_and_a_killed_one_does_not_bloc
             first.kill()
             first.wait()
     with state.alone(folder):  # at once, although the killed training's data worker lives for some seconds
-        assert [p.name for p in folder.rglob(".tmp-*")] == []
+        assert [p.name for p in folder.rglob(".upsr-*")] == []
 
 
 def test_a_folder_is_locked_by_the_main_process_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -19,7 +19,7 @@ from pipelines import flows, nightly, registry, tracking
 from pipelines.gate import Verdict
 from upsr import images
 from upsr.config import Params, parse
-from upsr.files import Locked
+from upsr.locks import Locked
 
 METRICS = {"psnr": {"better": "higher", "tolerance": 0.05}, "ssim": {"better": "higher", "tolerance": 0.002}}
 
@@ -77,13 +77,16 @@ def aliases() -> tuple[str | None, str]:
 def a_night(
     psnr: dict[str, float], *, accept: bool = False, benchmarks: Sequence[str] = ()
 ) -> tuple[nightly.NightlyRun, Verdict]:
-    """A night whose evaluations gave these figures, by role, on all images; its record is saved."""
+    """A night whose evaluations gave these figures, by role, on all images, as the flow ends it."""
     run = nightly.begin(chosen(*benchmarks), accept)
     for role, value in psnr.items():
         for benchmark in run.images:
             measured(run, role, benchmark, value)
     verdict = nightly.judge(run, chosen(*benchmarks))
     nightly.save(run, verdict)
+    if verdict.outcome == "promoted":
+        verdict = nightly.promote(run, verdict)
+        nightly.save(run, verdict)
     return run, verdict
 
 
@@ -100,8 +103,7 @@ def test_the_champion_is_held_against_the_night_that_crowned_it(project: Path, c
 def test_a_promotion_is_found_again_as_reference_and_as_predecessor(project: Path, champion: str) -> None:
     number = version(project, 0.45)
     run, verdict = a_night({"champion": 30, "candidate": 31})
-    assert verdict.outcome == "promoted" and run.models["candidate"].version == number
-    registry.promote(number)
+    assert verdict.outcome == "promoted" and aliases() == (number, number)
     version(project, 0.5)
     _, verdict = a_night({"champion": 31.04, "candidate": 32})
     assert verdict.outcome == "promoted"
@@ -110,6 +112,31 @@ def test_a_promotion_is_found_again_as_reference_and_as_predecessor(project: Pat
     version(project, 0.2)
     _, verdict = a_night({"champion": 30.9, "candidate": 31.94})  # its predecessor had 32
     assert verdict.outcome == "rejected" and any("psnr gains -0.06" in reason for reason in verdict.reasons)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_night_that_was_killed_before_or_in_its_promotion_raises_no_alarm(
+    project: Path, first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a first champion and of a later one: the next night promotes, or holds the new champion against that night."""
+    if not first:
+        registry.promote(version(project, 0.4))
+        a_night({"champion": 30})
+    number = version(project, 0.5)
+    figures = {"bicubic" if first else "champion": 30, "candidate": 31}
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(nightly, "promote", lambda *_: sys.exit(137))
+        a_night(figures)
+    assert aliases()[0] != number
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        save = nightly.save
+        patch.setattr(nightly, "save", lambda run, verdict: sys.exit(137) if run.crowned else save(run, verdict))
+        a_night(figures)
+    assert aliases()[0] == number
+    _, verdict = a_night({"champion": 31})
+    assert (verdict.outcome, verdict.alarm) == ("no candidate", False)
+    _, verdict = a_night({"champion": 30.9})
+    assert verdict.alarm and "differs by 0.1000" in str(verdict)
 
 
 def test_changed_images_are_an_alarm_until_they_are_accepted(project: Path, champion: str) -> None:

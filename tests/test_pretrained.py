@@ -5,6 +5,7 @@ import os
 import pickle
 import resource
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,20 @@ def test_official_weights_that_are_larger_than_their_file_are_named(tmp_path: Pa
     torch.save({"params_ema": {"conv_first.weight": value}}, tmp_path / "large.pth")
     with pytest.raises(CheckpointError, match=r"large\.pth: "):
         load_official(tmp_path / "large.pth")
+
+
+def test_a_pth_that_somebody_compressed_is_refused_before_it_is_unpacked(tmp_path: Path):
+    torch.save({"conv_first.weight": torch.zeros(1_000_000)}, tmp_path / "plain.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pth") as plain,
+        zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for member in plain.namelist():
+            bomb.writestr(member, plain.read(member))
+    assert load_official(tmp_path / "plain.pth")
+    assert (tmp_path / "bomb.pth").stat().st_size < 100_000
+    with pytest.raises(CheckpointError, match=r"bomb\.pth: its weights are larger than the file"):
+        load_official(tmp_path / "bomb.pth")
 
 
 @pytest.mark.parametrize("read", [load_official, load_state])

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import logging
@@ -15,16 +14,12 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-TEMPORARY = ".tmp-"  # start of the names that `atomic` writes under: short, because a file name has at most 255 bytes
+TEMPORARY = ".upsr-"  # start of the names that `atomic` writes under: short, because a file name has at most 255 bytes
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class DataError(ValueError):
     """Files that cannot be used, in one line: which, why, and what to do."""
-
-
-class Locked(DataError):
-    """A file or folder that another process has locked."""
 
 
 @contextlib.contextmanager
@@ -35,13 +30,13 @@ def atomic(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
     leaves the temporary file: `remove_temporary`. Raises `DataError` where the disk is full.
     """
     path = Path(path)
-    with writing(path):
+    with full_disk_in_one_line(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=TEMPORARY, suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
-        with writing(path):
+        with full_disk_in_one_line(path):
             yield temporary
             if durable:
                 with temporary.open("rb") as file:
@@ -55,39 +50,8 @@ def atomic(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
 def remove_temporary(folder: Path) -> None:
     """Removes the files below `folder` that killed processes left in `atomic`. Nobody else may write there now."""
     for path in folder.rglob(f"{TEMPORARY}*"):
-        path.unlink()
-
-
-_held: set[int] = set()  # descriptors of locks
-
-
-def _close_held() -> None:
-    for descriptor in _held:
-        os.close(descriptor)
-    _held.clear()
-
-
-# A forked child, such as a data worker, outlives its killed parent by seconds: it must not keep the lock.
-os.register_at_fork(after_in_child=_close_held)
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Holds a lock on a file or folder for the block; the kernel releases it when this process dies.
-
-    There is no lock file. Raises `Locked` where another process holds it.
-    """
-    descriptor = os.open(path, os.O_RDONLY)
-    _held.add(descriptor)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Locked(f"{path}: another process is at work here: wait for it, or stop it") from None
-        yield
-    finally:
-        _held.discard(descriptor)
-        os.close(descriptor)
+        if path.is_file():
+            path.unlink()
 
 
 @contextlib.contextmanager
@@ -100,7 +64,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     scratch = path.with_name(f".{path.name}.tmp")
     new, old = scratch / "new", scratch / "old"
     try:
-        with writing(path):
+        with full_disk_in_one_line(path):
             _restore(path, scratch)
             new.mkdir(parents=True)
             yield new
@@ -120,7 +84,7 @@ def _restore(path: Path, scratch: Path) -> None:
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
+def full_disk_in_one_line(path: Path) -> Iterator[None]:
     """Turns the error of a full disk, which each library words in its own way, into a `DataError` that names `path`."""
     try:
         yield

@@ -20,8 +20,9 @@ from upsr.files import atomic, check_regular
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 
-MAX_PIXELS = 2**27
-"""The pixels of an image that is read, at most. A file of some kB can hold any number of them."""
+MAX_PIXELS = 2**29
+"""The pixels of an image that is read, at most. A file of some kB can hold any number of them. Of formats other than
+PNG, Pillow reads 179 million at most."""
 
 NAME_BYTES = 240  # of a name without suffix: file systems allow 255, and `crop` adds `_s001.png`
 
@@ -58,10 +59,10 @@ def check_name(path: Path) -> None:
             raise ImageError(f"{name}: the file name {reason}: rename it")
 
 
-def decode(data: bytes, name: str | Path) -> np.ndarray:
+def decode(data: bytes, name: str | Path, most: int = MAX_PIXELS) -> np.ndarray:
     """Encoded bytes -> (H, W, C) uint8 or uint16 in RGB order; C is 1 (grey), 3, or 4 (with alpha).
 
-    A JPEG's EXIF orientation is applied. Raises `ImageError` for an image of more than `MAX_PIXELS`, and for an
+    A JPEG's EXIF orientation is applied. Raises `ImageError` for an image of more than `most` pixels, and for an
     unreadable or truncated one: OpenCV silently fills the missing part of a truncated file with grey, so the end marker
     is checked.
     """
@@ -69,8 +70,8 @@ def decode(data: bytes, name: str | Path) -> np.ndarray:
     if (jpeg and not _jpeg_ends(data)) or (png and b"IEND" not in data[-65536:]):
         raise ImageError(f"{name}: truncated image: replace or remove it")
     pixels = _pixels(data)
-    if pixels > MAX_PIXELS:
-        raise ImageError(f"{name}: more than {MAX_PIXELS / 1e6:.0f} megapixels: cut it into parts or remove it")
+    if pixels > most:
+        raise ImageError(f"{name}: more than {most / 1e6:.0f} megapixels: cut it into parts or remove it")
     flags = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH if jpeg else cv2.IMREAD_UNCHANGED
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if pixels else None
@@ -87,6 +88,8 @@ def decode(data: bytes, name: str | Path) -> np.ndarray:
 
 def _pixels(data: bytes) -> float:
     """Width times height as the header has them; 0 where it cannot be read, and infinity beyond Pillow's own limit."""
+    if data[:4] == b"\x89PNG":  # Pillow refuses some that OpenCV reads, such as those with long texts
+        return int.from_bytes(data[16:20]) * int.from_bytes(data[20:24])
     try:
         with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
             header = Image.open(io.BytesIO(data))  # decodes nothing

@@ -7,6 +7,7 @@ authors' LPIPS weight is unknown: it is set to 0 and not used in upscaling.
 
 import math
 import re
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,6 +88,8 @@ def load_official(path: str | Path) -> State:
 
     Raises `CheckpointError` for a missing file and for anything but plain weights.
     """
+    if _is_compressed(path):
+        raise CheckpointError(f"{path}: its weights are larger than the file: give the authors' file")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -103,6 +106,15 @@ def load_official(path: str | Path) -> State:
     if sum(v.nbytes for v in state.values()) > Path(path).stat().st_size:
         raise CheckpointError(f"{path}: its weights are larger than the file: give the authors' file")
     return {k.removeprefix("module."): v for k, v in state.items()}
+
+
+def _is_compressed(path: str | Path) -> bool:
+    """Whether a zip unpacks to more than its size. torch compresses nothing, but reads what somebody else did."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return sum(member.file_size for member in file.infolist()) > Path(path).stat().st_size
+    except (OSError, zipfile.BadZipFile):  # `load_official` says so
+        return False
 
 
 def _is_weight(name: object, value: object) -> bool:

@@ -12,7 +12,7 @@ from requests.adapters import HTTPAdapter
 from tqdm import tqdm
 from urllib3 import Retry
 
-from upsr.files import DataError, sha256, writing
+from upsr.files import DataError, full_disk_in_one_line, sha256
 
 PARALLEL = 4
 ATTEMPTS = 4  # consecutive attempts at one mirror without a new byte
@@ -113,7 +113,7 @@ def _stream(url: str, part: Path, remote: Remote, bar: tqdm) -> None:
             raise _Broken("sent a range that was not requested")
         # contents
         version = answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
-        with writing(part):
+        with full_disk_in_one_line(part):
             _version_file(part).write_text(f"{url}\n{version}")
             with part.open("ab") as file:
                 for chunk in answer.iter_content(CHUNK):

@@ -8,7 +8,7 @@ from upsr.config.section import Section
 
 # Far beyond any known network: a weights file may hold any number, and these decide how much memory and time it costs.
 MOST_HEADS, MOST_LAYERS, MOST_PIXELS_OF_A_CATEGORY = 64, 100, 1024
-Channels = Annotated[int, Field(gt=0, le=4096)]
+Size = Annotated[int, Field(gt=0, le=4096)]
 Blocks = Annotated[int, Field(gt=0, le=8)]
 Layers = Annotated[int, Field(gt=0, le=MOST_LAYERS)]
 Window = Annotated[int, Field(gt=0, le=32)]
@@ -18,7 +18,7 @@ Ratio = Annotated[float, Field(gt=0, le=16)]
 class Atd(Section):
     """The auxiliary network g (ATD, arXiv 2401.08209)."""
 
-    dim: Channels
+    dim: Size
     """Feature channels, a multiple of `heads`: 48 is ATD-light, 96 the paper's `atd_real`."""
     flavour: Literal["real", "classical"]
     """`real`: UPSR's `atd_real`; `classical`: the original ATD, whose checkpoints spandrel loads."""
@@ -32,9 +32,9 @@ class Atd(Section):
     """Side of an attention window in LR pixels."""
     category_size: Annotated[int, Field(gt=0, le=MOST_PIXELS_OF_A_CATEGORY)]
     """Pixels that attend to each other in the adaptive-category attention; larger costs more memory."""
-    tokens: Channels
+    tokens: Size
     """Entries of each token dictionary."""
-    reduced_dim: Channels
+    reduced_dim: Size
     """Query and key channels of the token-dictionary attention."""
     ffn_kernel: Annotated[int, Field(gt=0, le=31)]
     """Side of the depthwise convolution in the feed-forward network, an odd number of pixels."""
@@ -67,27 +67,27 @@ ATD_TRAINING_KEYS = {"lpips_weight", "schedule"}
 class Unet(Section):
     """The denoiser's network, a UNet with Swin attention."""
 
-    dim: Channels
+    dim: Size
     """Base width in channels, a multiple of 16; the paper uses 160."""
     channel_mult: Annotated[tuple[Annotated[int, Field(gt=0, le=16)], ...], Field(min_length=1, max_length=6)]
     """Width of each level as a multiple of `dim`; each level after the first halves the resolution."""
     res_blocks: Blocks
     """Residual blocks per level of the encoder; a decoder has one more."""
-    swin_dim: Channels
-    """Channels of the Swin attention, a multiple of `head_dim`."""
+    swin_dim: Size
+    """Size of the Swin attention, a multiple of `head_dim`."""
     swin_depth: Blocks
     """Swin blocks per attention stage; every other one has shifted windows."""
     window: Window
     """Side of an attention window in pixels of the level."""
-    head_dim: Channels
-    """Channels per attention head."""
+    head_dim: Size
+    """Size per attention head."""
     mlp_ratio: Ratio
     """Hidden channels of the Swin blocks' MLP as a multiple of `swin_dim`."""
-    tail_dim: Channels
-    """Channels of the convolutions that bring the features to HR size."""
+    tail_dim: Size
+    """Size of the convolutions that bring the features to HR size."""
     condition: tuple[Literal["sr", "bicubic"], ...]
     """Images that condition the network: g(y) (`sr`), y↑ (`bicubic`), or both (the paper)."""
-    lr_size: Channels
+    lr_size: Size
     """Side of the LR patches that the attention is designed for. A level no larger than a window at that size has no
     shifted windows."""
     branches: Literal[1, 2]

@@ -130,7 +130,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not valid YAML: it is nested too deeply") from None
     except ConfigError:
         raise
-    except (yaml.YAMLError, ValueError) as error:  # a number of too many digits, a date of month 13, no UTF-8
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError) as error:  # month 13, `!!int ''`, no UTF-8
         raise ConfigError(f"{path}: not valid YAML: {short(str(error), 400)}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: has no keys: write `key: value` lines")

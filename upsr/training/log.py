@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from upsr.files import atomic, writing
+from upsr.files import atomic, full_disk_in_one_line
 
 
 class Log:
@@ -76,7 +76,7 @@ def _keep_rows(path: Path, start: int) -> None:
 
 def _append(path: Path, step: int, row: dict[str, float]) -> None:
     new = path.stat().st_size == 0
-    with writing(path), path.open("a", newline="") as file:
+    with full_disk_in_one_line(path), path.open("a", newline="") as file:
         writer = csv.writer(file)
         if new:
             writer.writerow(["step", *row])

@@ -2,13 +2,14 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from upsr.files import atomic, locked, remove_temporary
+from upsr.files import atomic, remove_temporary
+from upsr.locks import locked
 from upsr.pretrained import CheckpointError
 
 STATES_KEPT = 2
@@ -27,7 +28,11 @@ def alone(folder: Path) -> Iterator[None]:
     if not is_main():
         yield
         return
-    with locked(folder):
+    with ExitStack() as lock:
+        try:
+            lock.enter_context(locked(folder))
+        except OSError as error:  # some cluster file systems have no locks
+            print(f"{error}: start no second training in this folder", flush=True)
         remove_temporary(folder)
         yield
 
@@ -89,9 +94,9 @@ def damage_in_one_line(path: Path) -> Iterator[None]:
     """Within the block, restoring a state that was changed since it was written raises `TrainingError`."""
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "loading state_dict" not in str(error):
+            raise  # such as a device without memory
         raise TrainingError(
             f"{path}: a damaged training state ({' '.join(str(error).split())[:200]}): "
             "remove it, or all of them to start again (--fresh does)"

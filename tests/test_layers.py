@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 
 LAYERS = [
     {"allocator", "config", "files"},
-    {"images", "pretrained"},
+    {"images", "locks", "pretrained"},
     {"acquisition", "data", "degradation", "models", "diffusion"},
     {"training", "inference", "official"},
     {"evaluation"},

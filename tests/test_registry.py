@@ -118,7 +118,7 @@ BAD_REQUESTS = [  # what replaces a part of a good request, and what the answer 
     ({"params": [1]}, "Parameters must be a dictionary"),
     (rows(base64.b64encode(b"text").decode()), "image 1: not a readable"),
     (rows(""), "image 1: not a readable"),
-    (rows(LARGE), "image 1: more than 134 megapixels"),
+    (rows(LARGE), "image 1: more than 17 megapixels"),
     (rows("no base64!"), "image"),
     (rows(None), "image"),
     (rows(7), "image"),

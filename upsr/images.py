@@ -69,6 +69,8 @@ def decode(data: bytes, name: str | Path, most: int = MAX_PIXELS) -> np.ndarray:
     jpeg, png = data[:2] == b"\xff\xd8", data[:4] == b"\x89PNG"
     if (jpeg and not _jpeg_ends(data)) or (png and b"IEND" not in data[-65536:]):
         raise ImageError(f"{name}: truncated image: replace or remove it")
+    if not png:
+        most = min(most, 2 * (Image.MAX_IMAGE_PIXELS or most))  # where Pillow stops
     pixels = _pixels(data)
     if pixels > most:
         raise ImageError(f"{name}: more than {most / 1e6:.0f} megapixels: cut it into parts or remove it")

@@ -18,6 +18,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import numpy as np
 import yaml
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 FLUSH_SECONDS = 5.0
 MAX_RETRY_SECONDS = 600.0
+PROCESS = "upsr.process"  # tag: the name of the file that a run's process has locked
 METRICS_PER_CALL = 1000  # limits of the store
 PARAMS_PER_CALL = 100
 ENVIRONMENT = {
@@ -210,35 +212,27 @@ def _connect(experiment: str, name: str, run_id: str | None) -> tuple["MlflowCli
     with _locked(folder or main_checkout()) as running:
         _end_killed_runs(store, running)
         experiment_id = _experiment(store, experiment, folder)
-        if not (run_id and _reopened(store, run_id)):
-            run_id = store.create_run(experiment_id, run_name=name).info.run_id
-        lock, mark = ExitStack(), running / run_id
-        mark.touch()
-        try:
-            lock.enter_context(locked(mark))
-        except OSError:  # nobody can tell whether the run is alive
-            mark.unlink()
-    return store, run_id, lock
+        with ExitStack() as lock:
+            mark = running / uuid4().hex  # locked before there is a run: a kill in between leaves nothing
+            mark.touch()
+            try:
+                lock.enter_context(locked(mark))
+            except OSError:  # without locks nobody can tell whether the run is alive
+                mark.unlink()
+            if not (run_id and _reopened(store, run_id, mark.name)):
+                run_id = store.create_run(experiment_id, tags={PROCESS: mark.name}, run_name=name).info.run_id
+            return store, run_id, lock.pop_all()
 
 
 def _end_killed_runs(client: "MlflowClient", running: Path) -> None:
     """Ends the runs whose process was killed: it can no longer say so, and the kernel has released its lock."""
-    for path in running.iterdir():
-        with suppress(Locked, OSError), locked(path):
-            if _is_running(client, path.name):
-                client.set_terminated(path.name, "KILLED")
-            path.unlink()
-
-
-def _is_running(client: "MlflowClient", run_id: str) -> bool:
-    """Whether the store has this run as RUNNING, and not as deleted."""
-    try:
-        info = client.get_run(run_id).info
-        return info.status == "RUNNING" and info.lifecycle_stage == "active"
-    except Exception as error:
-        if may_pass(error):
-            raise
-        return False
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    for mark in running.iterdir():
+        with suppress(Locked, OSError), locked(mark):
+            alive = f"attributes.status = 'RUNNING' and tags.`{PROCESS}` = '{mark.name}'"
+            for run in client.search_runs(experiments, alive):
+                client.set_terminated(run.info.run_id, "KILLED")
+            mark.unlink()
 
 
 def store_address() -> tuple[str, Path | None]:
@@ -262,7 +256,7 @@ def main_checkout() -> Path:
 def _locked(folder: Path) -> Iterator[Path]:
     """One process at a time: a local store's first user creates the tables, and two concurrent ones would crash.
 
-    Yields the folder of the locks of this store's running runs.
+    Yields the folder of this store's locked files, one for each process that has a run.
     """
     running = folder / "mlartifacts" / ".running" / hashlib.sha256(store_address()[0].encode()).hexdigest()[:16]
     running.mkdir(parents=True, exist_ok=True)
@@ -278,9 +272,10 @@ def _experiment(client: "MlflowClient", name: str, folder: Path | None) -> str:
     return client.create_experiment(name, (folder / "mlartifacts" / name).as_uri() if folder else None)
 
 
-def _reopened(client: "MlflowClient", run_id: str) -> bool:
+def _reopened(client: "MlflowClient", run_id: str, process: str) -> bool:
     """Reopens an earlier run. False if it does not exist or is deleted."""
     try:
+        client.set_tag(run_id, PROCESS, process)
         client.update_run(run_id, status="RUNNING")
     except Exception as error:
         if may_pass(error):

@@ -151,6 +151,30 @@ def test_a_run_whose_process_was_killed_ends_as_killed_when_the_next_one_starts(
         assert found == {"killed": "KILLED", "resumed": "FINISHED", "alive": "KILLED"}
 
 
+KILLED_WITH_A_NEW_RUN = """
+    import os
+    from mlflow import MlflowClient
+    from pipelines import tracking
+    create = MlflowClient.create_run
+    MlflowClient.create_run = lambda *a, **k: (create(*a, **k), os.kill(os.getpid(), 9))
+    with tracking.start("train-atd", "short", {}, {}):
+        pass
+"""
+
+
+@pytest.mark.parametrize("deleted", [False, True])
+def test_a_process_that_is_killed_as_soon_as_its_run_exists_leaves_no_running_run(store: Path, deleted: bool) -> None:
+    """A person may have deleted the run meanwhile: that stops no later one."""
+    assert python(KILLED_WITH_A_NEW_RUN).wait() == -9
+    (run,) = runs("train-atd")
+    assert run.info.status == "RUNNING"
+    if deleted:
+        client().delete_run(run.info.run_id)
+    with tracking.start("evaluate", "next", {}, {}, run_id=run.info.run_id if deleted else None) as tracker:
+        assert [run.info.status for run in runs("train-atd")] == ([] if deleted else ["KILLED"])
+    assert tracker.run_id not in (None, run.info.run_id)
+
+
 def test_a_refused_call_is_told_and_the_others_arrive(store: Path, caplog: pytest.LogCaptureFixture) -> None:
     with tracking.start("evaluate", "odd", {}, {}) as tracker:
         tracker.artifact(store / "missing.png")

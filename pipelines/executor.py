@@ -1,6 +1,7 @@
 """Runs commands and DVC stages as child processes, and locks the devices they run on."""
 
 import fcntl
+import json
 import os
 import re
 import signal
@@ -146,6 +147,25 @@ def _first_free(devices: list[Device], log: Log) -> Device:
             log(f"waiting for a device: other jobs hold {', '.join(d.gpu or 'this machine' for d in devices)}")
             logged = True
         time.sleep(0.5)
+
+
+def mend_locks(root: Path) -> None:
+    """Removes DVC's record of its locks below `root` where a kill cut it: DVC would refuse to run for ever."""
+    record = root / ".dvc" / "tmp" / "rwlock"
+    if _is_cut(record):
+        time.sleep(1)  # another process may be writing it just now
+        if _is_cut(record):
+            record.unlink()
+
+
+def _is_cut(record: Path) -> bool:
+    try:
+        json.loads(record.read_bytes())
+    except FileNotFoundError:
+        return False
+    except ValueError:
+        return True
+    return False
 
 
 def in_order(graph: dict[str, set[str]]) -> list[str]:

@@ -47,6 +47,7 @@ class Job(NamedTuple):
 def pipeline(force: bool = False, root: str | None = None) -> None:
     """Runs all stages of dvc.yaml in order, each as a task. `force` also runs stages that are up to date."""
     with _project(root) as (folder, params):
+        executor.mend_locks(folder)
         for stage in executor.in_order(executor.graph(folder)):
             devices = params.jobs if stage.startswith(GPU_STAGES) else None
             job = Job(stage, executor.repro(stage, force))

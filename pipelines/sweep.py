@@ -94,6 +94,7 @@ def experiment(name: str, values: Values, parent: str | None) -> None:
     """Runs one experiment in its worktree, saves it and removes the worktree."""
     worktree = _worktree(name)
     _prepare(worktree, values)
+    executor.mend_locks(worktree)
     os.environ["DVC_EXP_NAME"] = name  # the tag of the stages' MLflow runs, as in DVC's own experiments
     tags = {"mlflow.parentRunId": parent} if parent else {}
     with _run(name, dict(values), tags, worktree / WORKTREES / "run") as tracker:

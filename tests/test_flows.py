@@ -147,6 +147,19 @@ def test_the_stages_come_from_dvc_in_order(chain: Path) -> None:
     assert executor.in_order(executor.graph(chain)) == ["download", "train_atd", "evaluate"]
 
 
+def test_a_record_of_locks_that_a_kill_cut_is_removed(chain: Path) -> None:
+    record = chain / ".dvc" / "tmp" / "rwlock"
+    record.parent.mkdir(exist_ok=True)
+    record.write_text("")
+    with pytest.raises(executor.CommandError, match="RWLock"):  # DVC itself never goes on
+        executor.run(executor.repro("download"), cwd=chain, log=print)
+    executor.mend_locks(chain)
+    executor.run([*executor.DVC, "status"], cwd=chain, log=print)
+    record.write_text("{}")
+    executor.mend_locks(chain)
+    assert record.read_text() == "{}"
+
+
 # Prefect
 
 

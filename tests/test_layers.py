@@ -14,6 +14,7 @@ from packaging.utils import canonicalize_name
 
 LAYERS = [
     {"allocator", "config", "files"},
+    {"photo"},
     {"images", "locks", "pretrained"},
     {"acquisition", "data", "degradation", "models", "diffusion"},
     {"training", "inference", "official"},
@@ -128,7 +129,7 @@ def test_every_import_is_a_declared_dependency():
         return {canonicalize_name(Requirement(line).name) for line in lines}
 
     base, extras = names(project["dependencies"]), project["optional-dependencies"]
-    library = base | names(extras["metrics"]) | names(extras["edges"]) | {"ruamel-yaml"}
+    library = base | names(extras["metrics"]) | names(extras["edges"]) | names(extras["heic"]) | {"ruamel-yaml"}
     everything = library | names(extras["pipeline"]) | names(extras["cluster"])
     for folder, declared in (("upsr", library), ("pipelines", everything)):
         used = {name.split(".")[0] for path in (ROOT / folder).rglob("*.py") for name in imports(path)}

@@ -194,3 +194,11 @@ def test_the_lock_has_every_dependency_in_an_allowed_version():
             assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), requirement
     assert all(len(hashes) > 0 for _, *hashes in entries), "make lock"
     assert "://" not in text
+
+
+def test_the_lock_installs_the_opencv_without_windows_alone():
+    """Both builds fill one folder, and the one with windows needs libGL."""
+    lines = [line.rstrip(" \\") for line in (ROOT / "requirements.lock").read_text().splitlines() if "==" in line]
+    pinned = [Requirement(line) for line in lines if not line.startswith(" ")]
+    builds = {r.name for r in pinned if "opencv" in r.name and (r.marker is None or r.marker.evaluate())}
+    assert builds == {"opencv-python-headless"}

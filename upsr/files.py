@@ -22,6 +22,10 @@ class DataError(ValueError):
     """Files that cannot be used, in one line: which, why, and what to do."""
 
 
+class ImageError(ValueError):
+    """An image that cannot be read or written, in one line that names the file."""
+
+
 @contextlib.contextmanager
 def atomic(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
     """Yields a temporary path beside `path`; the file is renamed to `path` when the block ends without an error.

@@ -1,10 +1,6 @@
 """Images on disk and in memory: read and write, ranges, luma, padding, resizing."""
 
-import errno
-import io
-import math
 import os
-import warnings
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,24 +9,15 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
-from upsr.files import atomic, check_regular
-
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
-
-MAX_PIXELS = 2**29
-"""The pixels of an image that is read, at most. A file of some kB can hold any number of them. Of formats other than
-PNG, Pillow reads 179 million at most."""
+from upsr.files import ImageError as ImageError
+from upsr.photo import reading, writing
+from upsr.photo.formats import SUFFIXES as SUFFIXES
+from upsr.photo.formats import is_image_name
+from upsr.photo.reading import MAX_PIXELS as MAX_PIXELS
 
 NAME_BYTES = 240  # of a name without suffix: file systems allow 255, and `crop` adds `_s001.png`
-
-DEEP = frozenset({".png", ".tif", ".tiff"})  # formats with 16 bit per channel
-
-
-class ImageError(ValueError):
-    """An image that cannot be read or written, in one line that names the file."""
 
 
 def find(folder: str | Path) -> list[Path]:
@@ -41,7 +28,7 @@ def find(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise ImageError(f"{folder}: no such folder of images")
-    named = (p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    named = (p for p in folder.iterdir() if is_image_name(p.name))
     return sorted(p for p in named if p.is_file() or not p.exists())  # a broken link is an image that cannot be read
 
 
@@ -60,64 +47,16 @@ def check_name(path: Path) -> None:
 
 
 def decode(data: bytes, name: str | Path, most: int = MAX_PIXELS) -> np.ndarray:
-    """Encoded bytes -> (H, W, C) uint8 or uint16 in RGB order; C is 1 (grey), 3, or 4 (with alpha).
+    """Encoded bytes -> (H, W, C) uint8 or uint16 in sRGB; C is 1 (grey), 2 (with alpha), 3, or 4 (with alpha).
 
-    A JPEG's EXIF orientation is applied. Raises `ImageError` for an image of more than `most` pixels, and for an
-    unreadable or truncated one: OpenCV silently fills the missing part of a truncated file with grey, so the end marker
-    is checked.
+    Raises `ImageError` as `photo.reading.decode` does.
     """
-    jpeg, png = data[:2] == b"\xff\xd8", data[:4] == b"\x89PNG"
-    if (jpeg and not _jpeg_ends(data)) or (png and b"IEND" not in data[-65536:]):
-        raise ImageError(f"{name}: truncated image: replace or remove it")
-    if not png:
-        most = min(most, 2 * (Image.MAX_IMAGE_PIXELS or most))  # where Pillow stops
-    pixels = _pixels(data)
-    if pixels > most:
-        raise ImageError(f"{name}: more than {most / 1e6:.0f} megapixels: cut it into parts or remove it")
-    flags = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH if jpeg else cv2.IMREAD_UNCHANGED
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if pixels else None
-    except cv2.error:
-        image = None
-    if image is None or image.dtype not in (np.uint8, np.uint16):
-        raise ImageError(f"{name}: not a readable 8-bit or 16-bit image: replace or remove it")
-    if image.ndim == 2:
-        return image[:, :, None]
-    if image.shape[2] == 2:  # grey with alpha
-        return np.concatenate([np.repeat(image[:, :, :1], 3, axis=2), image[:, :, 1:]], axis=2)
-    return cv2.cvtColor(image, cv2.COLOR_BGRA2RGBA if image.shape[2] == 4 else cv2.COLOR_BGR2RGB)
-
-
-def _pixels(data: bytes) -> float:
-    """Width times height as the header has them; 0 where it cannot be read, and infinity beyond Pillow's own limit."""
-    if data[:4] == b"\x89PNG":  # Pillow refuses some that OpenCV reads, such as those with long texts
-        return int.from_bytes(data[16:20]) * int.from_bytes(data[20:24])
-    try:
-        with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
-            header = Image.open(io.BytesIO(data))  # decodes nothing
-        return header.width * header.height
-    except Image.DecompressionBombError:
-        return math.inf
-    except Exception:  # a dozen exception types for broken headers
-        return 0
-
-
-def _jpeg_ends(data: bytes) -> bool:
-    """True if an end marker follows the headers. Headers are skipped: a thumbnail in them has its own end marker."""
-    offset = 2
-    while data[offset : offset + 1] == b"\xff" and data[offset + 1 : offset + 2] != b"\xda":  # up to the scan data
-        offset += 2 + int.from_bytes(data[offset + 2 : offset + 4], "big")
-    return b"\xff\xd9" in data[offset:]
+    return reading.decode(data, name, most=most).array()
 
 
 def read(path: str | Path) -> np.ndarray:
     """Reads an image file as `decode` does. Raises `ImageError` for a missing or unreadable file."""
-    try:
-        check_regular(path)
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise ImageError(f"{path}: cannot be read: {error.strerror}") from None
-    return decode(data, path)
+    return reading.open_photo(path).array()
 
 
 def read_rgb(path: str | Path) -> np.ndarray:
@@ -128,7 +67,7 @@ def read_rgb(path: str | Path) -> np.ndarray:
 def as_rgb8(image: np.ndarray) -> np.ndarray:
     """(H, W, C) uint8 or uint16 -> (H, W, 3) uint8."""
     image = _as8(image)
-    return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else np.ascontiguousarray(image[:, :, :3])
+    return np.repeat(image[:, :, :1], 3, axis=2) if image.shape[2] < 3 else np.ascontiguousarray(image[:, :, :3])
 
 
 def _as8(image: np.ndarray) -> np.ndarray:
@@ -136,35 +75,16 @@ def _as8(image: np.ndarray) -> np.ndarray:
 
 
 def write(path: str | Path, image: np.ndarray) -> None:
-    """Writes (H, W, C) uint8 or uint16 RGB, atomically. The suffix chooses the format; only PNG and TIFF keep 16 bit.
+    """Writes (H, W, C) uint8 or uint16 sRGB, atomically. The suffix chooses the format; only PNG and TIFF keep 16 bit.
 
-    Raises `ImageError` for a suffix that OpenCV cannot write, and a name that is too long.
+    Raises `ImageError` as `photo.writing.save` does.
     """
-    path = Path(path)
-    try:
-        data = encode(image, path.suffix)
-    except ImageError as error:
-        raise ImageError(f"{path}: {error}") from None
-    try:
-        with atomic(path) as temporary:
-            temporary.write_bytes(data)
-    except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
-            raise ImageError(f"{path}: the file name is too long: shorten it") from None
-        raise
+    writing.save(Path(path), image)
 
 
 def encode(image: np.ndarray, suffix: str) -> bytes:
-    """(H, W, C) uint8 or uint16 RGB -> encoded bytes in the suffix's format. Raises `ImageError` as `write` does."""
-    image = image if suffix.lower() in DEEP else _as8(image)
-    code = {3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}.get(image.shape[2])
-    try:
-        ok, data = cv2.imencode(suffix, image if code is None else cv2.cvtColor(image, code))
-    except cv2.error:
-        ok = False
-    if not ok:
-        raise ImageError(f"cannot write {suffix or 'a file without suffix'}: use .png, .jpg or .webp")
-    return data.tobytes()
+    """(H, W, C) uint8 or uint16 sRGB -> encoded bytes in the suffix's format. Raises `ImageError` as `write` does."""
+    return writing.encode(image, suffix)
 
 
 def encode_png(rgb: np.ndarray) -> bytes:

@@ -122,13 +122,25 @@ def encode(rgb: np.ndarray, encoding: str) -> bytes:
 def decode(value: bytes | memoryview, name: str) -> np.ndarray:
     """Stored bytes of any encoding -> (H, W, 3) uint8 RGB; of `raw`, a view. Raises `ImageError`."""
     if value[: len(RAW)] != RAW:
-        return images.as_rgb8(images.decode(bytes(value), name))
+        return _decode_file(bytes(value), name)
     start = len(RAW) + 8
     try:
         height, width = struct.unpack_from("<II", value, len(RAW))
         return np.frombuffer(value, np.uint8, offset=start).reshape(height, width, 3)
     except (struct.error, ValueError):
         raise images.ImageError(f"{name}: cut or damaged: run the `pack` stage again") from None
+
+
+def _decode_file(data: bytes, name: str) -> np.ndarray:
+    """PNG or WebP -> (H, W, 3) uint8 RGB. By OpenCV: libvips, which reads all other files, hangs in a forked worker."""
+    png, webp = data.startswith(PNG), data[8:12] == b"WEBP"
+    if png and int.from_bytes(data[16:20]) * int.from_bytes(data[20:24]) > images.MAX_PIXELS:
+        raise images.ImageError(f"{name}: more than {images.MAX_PIXELS / 1e6:.0f} megapixels: remove it")
+    whole = webp or (png and b"IEND" in data[-12:])  # OpenCV fills what is missing
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if whole else None
+    if image is None:
+        raise images.ImageError(f"{name}: not a readable PNG or WebP: run the `pack` stage again")
+    return image
 
 
 def _batches(paths: Iterable[Path]) -> Iterator[list[Path]]:

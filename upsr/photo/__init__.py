@@ -1,0 +1,1 @@
+"""Image files: formats, colours, transparency and metadata. libvips decodes and encodes."""

@@ -1,0 +1,26 @@
+"""The size that a user asks for."""
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Size:
+    """The size of results: `factor` times the source's, or `width` pixels wide."""
+
+    factor: float | None = None
+    width: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "Size":
+        """`2`, `1.5` or `800x`. Raises `ValueError` for another text."""
+        if re.fullmatch(r"\d+x", text) and int(text[:-1]):
+            return cls(width=int(text[:-1]))
+        if re.fullmatch(r"\d+(\.\d+)?", text) and float(text):
+            return cls(factor=float(text))
+        raise ValueError(f"{text}: give a factor such as 2 or 1.5, or a width such as 800x")
+
+    def of(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of the result for a source of a size."""
+        factor = self.factor or (self.width or width) / width
+        return max(1, round(height * factor)), self.width or max(1, round(width * factor))

@@ -38,7 +38,9 @@ def add_model_options(command: argparse.ArgumentParser, *, bicubic: bool = False
     command.add_argument("--model", default="starter", help=about)
     command.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if available, else cpu)")
     command.add_argument("--dtype", choices=["fp32", "bf16", "fp16"], default="fp32", help="precision of the networks")
-    command.add_argument("--seed", type=int, default=0, help="seed of the noise; the same seed gives the same image")
+    command.add_argument(
+        "--seed", type=natural, default=0, help="seed of the noise; the same seed gives the same image"
+    )
     command.add_argument(
         "--tile", type=positive, default=128, help="side of a tile in LR pixels; smaller needs less memory"
     )
@@ -114,4 +116,12 @@ def positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return number
+
+
+def natural(text: str) -> int:
+    """An integer of 0 or more; an argparse type."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
     return number

@@ -3,77 +3,138 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from upsr.commands import add_model_options, model_file, new, open_device
+from upsr.commands import add_model_options, model_file, new, open_device, positive
 
 if TYPE_CHECKING:
     from upsr.commands import Commands
+    from upsr.inference.upscaler import Tick
+    from upsr.photo.reading import Photo
+    from upsr.photo.size import Size
+
+FORMATS = ("png", "jpeg", "webp", "tiff", "bmp", "avif", "same")
+SUFFIX = "_x4"
 
 
 def add(commands: "Commands") -> None:
     command = new(commands, "upscale", run, "upscale images, four times with the bundled models")
     add_model_options(command)
-    command.add_argument("input", nargs="+", help="images or folders of images")
-    command.add_argument("-o", "--output", required=True, help="output folder, or a file for a single image")
-    command.add_argument("--steps", type=int, default=0, help="number of sampling steps; 0: as trained")
+    command.add_argument("input", nargs="+", type=Path, help="images, or folders with images and further folders")
+    command.add_argument(
+        "-o", "--output", type=Path, help="output folder, or a file for a single image (default: beside each image)"
+    )
+    command.add_argument("--suffix", help=f"added to the names (default: {SUFFIX}, and none with -o)")
+    command.add_argument("--format", choices=FORMATS, default="png", help="format, where -o does not name a file")
+    command.add_argument(
+        "--scale", type=size, help="size of the results: a factor such as 2 or 1.5, or a width such as 800x"
+    )
+    command.add_argument("--quality", type=percent, help="1 to 100, of JPEG, WebP and AVIF")
+    command.add_argument(
+        "--background", type=rgb, default="white", help="colour below what is transparent, in formats without alpha"
+    )
+    command.add_argument("--srgb", action="store_true", help="convert colours to sRGB; otherwise the profile is kept")
+    command.add_argument("--strip", action="store_true", help="leave out EXIF, XMP and IPTC")
+    command.add_argument("--first-frame", action="store_true", help="take the first image of several in a file")
+    command.add_argument("--skip-existing", action="store_true", help="leave out images that have a result")
+    command.add_argument("--steps", type=positive, help="number of sampling steps (default: as trained)")
+    command.add_argument(
+        "--compare", action="store_true", help="write a page with a slider and a strip, both against bicubic"
+    )
     command.add_argument("--save-maps", action="store_true", help="write the uncertainty maps next to each image")
 
 
+def size(text: str) -> "Size":
+    """A size of results; an argparse type."""
+    from upsr.photo.size import Size
+
+    try:
+        return Size.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def rgb(text: str) -> tuple[int, ...]:
+    """A colour by its name or as #rrggbb; an argparse type."""
+    from PIL import ImageColor
+
+    try:
+        return ImageColor.getrgb(text)[:3]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: give a name such as white, or #rrggbb") from None
+
+
+def percent(text: str) -> int:
+    """An integer from 1 to 100; an argparse type."""
+    number = positive(text)
+    if number > 100:
+        raise argparse.ArgumentTypeError(f"{text} is above 100")
+    return number
+
+
 def run(options: argparse.Namespace) -> None:
-    """Upscales every image; one that fails is named and skipped. Raises `ImageError` at the end if any failed."""
+    """Upscales every image; one that fails is named, and the others go on.
+
+    Raises `ImageError` at the end if any failed.
+    """
     from tqdm import tqdm
 
-    from upsr import images
-    from upsr.inference.maps import map_images
+    from upsr.files import ImageError, one_line
+    from upsr.inference.batch import Style, plan, upscale
     from upsr.inference.upscaler import Upscaler
 
-    jobs = outputs([Path(p) for p in options.input], Path(options.output))
-    model = Upscaler.from_pretrained(
-        model_file(options.model), device=open_device(options.device), dtype=options.dtype, steps=options.steps
+    started = time.monotonic()
+    suffix = options.suffix if options.suffix is not None else "" if options.output else SUFFIX
+    jobs = plan(options.input, options.output, suffix, options.format)
+    left = [job for job in jobs if not (options.skip_existing and job.target.exists())]
+    style = Style(
+        size=options.scale,
+        quality=options.quality,
+        background=options.background,
+        strip=options.strip,
+        srgb=options.srgb,
+        first_frame=options.first_frame,
+        maps=options.save_maps,
+        compare=options.compare,
     )
+    model = Upscaler.from_pretrained(
+        model_file(options.model), device=open_device(options.device), dtype=options.dtype, steps=options.steps or 0
+    )
+
+    @contextmanager
+    def progress(photo: "Photo") -> "Iterator[Tick]":
+        """A bar over the tiles of an image."""
+        tiles, megapixels = model.tiles(photo, options.tile), photo.pixels.size / photo.pixels.shape[2] / 1e6
+        form = "{l_bar}{bar}| {n_fmt}/{total_fmt} tiles [{elapsed}<{remaining}, {rate_inv_fmt}{postfix}]"
+        with tqdm(total=tiles, unit="tile", leave=False, disable=None, bar_format=form) as bar:
+            begun = time.monotonic()
+
+            def tick() -> None:
+                bar.update()
+                bar.set_postfix_str(f"{megapixels * bar.n / tiles / (time.monotonic() - begun):.3f} MP/s")
+
+            yield tick
+
     failed = 0
-    for source, target in tqdm(jobs, desc="upscale", unit="image", disable=None):
-        try:
-            if not options.save_maps:
-                model.upscale_file(source, target, seed=options.seed, tile=options.tile)
-                continue
-            larger, upscaled = model.with_maps(images.read(source), seed=options.seed, tile=options.tile)
-            for name, image in map_images(upscaled).items():
-                images.write(target.with_name(f"{target.stem}.{name}.png"), image)
-            images.write(target, larger)
-        except images.ImageError as error:
-            failed += 1
-            tqdm.write(f"error: {error}", file=sys.stderr)
+    bar = tqdm(left, desc="upscale", unit="image", disable=None if len(left) > 1 else True)
+    try:
+        for job in bar:
+            try:
+                upscale(model, job, style, seed=options.seed, tile=options.tile, progress=progress)
+            except Exception as error:  # the last image ends a batch, nothing else
+                failed += 1
+                text = one_line(error) if isinstance(error, ValueError | OSError) else f"{job.source}: {error!r}"
+                tqdm.write(f"error: {text}", file=sys.stderr)
+    except KeyboardInterrupt:
+        tqdm.write("stopped: whole files only were written; --skip-existing goes on from here", file=sys.stderr)
+        raise
+    counts = {"upscaled": len(left) - failed, "there already": len(jobs) - len(left), "failed": failed}
+    told = ", ".join(f"{number} {what}" for what, number in counts.items() if number)
+    folder = os.path.commonpath([job.target.absolute().parent for job in jobs])
+    print(f"{told} in {time.monotonic() - started:.0f} s: {jobs[0].target if len(jobs) == 1 else folder}")
     if failed:
-        raise images.ImageError(f"{failed} of {len(jobs)} images could not be upscaled")
-
-
-def outputs(inputs: Sequence[Path], output: Path) -> list[tuple[Path, Path]]:
-    """Pairs of (image, path of its result). A single image may have a named file; all others go to a folder.
-
-    Raises `ImageError` where there is no image, or a result would replace its source or another result.
-    """
-    from upsr.images import SUFFIXES, ImageError, find
-
-    sources = [p for path in inputs for p in (find(path) if path.is_dir() else [path])]
-    if not sources:
-        raise ImageError(f"{', '.join(map(str, inputs))}: no images found: name files or folders with images")
-    if len(inputs) == 1 and not inputs[0].is_dir() and output.suffix.lower() in SUFFIXES:
-        if _same(inputs[0], output):
-            raise ImageError(f"{output}: the result would replace the image: choose another name")
-        return [(sources[0], output)]
-    targets = [output / f"{p.stem}.png" for p in sources]
-    replaced = [p for p, t in zip(sources, targets, strict=True) if _same(p, t)]
-    if replaced:
-        raise ImageError(f"{replaced[0]}: the result would replace it: choose another folder")
-    twice = {t for t in targets if targets.count(t) > 1}
-    if twice:
-        raise ImageError(f"{min(twice)}: two images would be written to this file: upscale them one by one")
-    return list(zip(sources, targets, strict=True))
-
-
-def _same(a: Path, b: Path) -> bool:
-    return os.path.realpath(a) == os.path.realpath(b)  # Path.resolve raises RuntimeError where links form a loop
+        raise ImageError(f"{failed} of {len(jobs)} images could not be upscaled")

@@ -1,6 +1,7 @@
 """Runs a network on an image of any size in overlapping tiles, with memory for one row of tiles."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,11 +12,26 @@ Fields = dict[str, Tensor]
 """Images and maps of one resolution by name, each (1, C, H, W)."""
 
 
+class Sliceable(Protocol):
+    """A tensor, or what gives parts of one on demand."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(1, C, H, W)."""
+
+    def __getitem__(self, index: tuple[slice, ...], /) -> Tensor: ...
+
+
 def starts(length: int, tile: int, overlap: int) -> list[int]:
     """Starts of the tiles along one side: neighbours share at least `overlap`, and the last tile ends at the edge."""
     if length <= tile:
         return [0]
     return [*range(0, length - tile, tile - overlap), length - tile]
+
+
+def count_tiles(height: int, width: int, tile: int, overlap: int) -> int:
+    """How many tiles `blend` cuts an image into."""
+    return len(starts(height, tile, overlap)) * len(starts(width, tile, overlap))
 
 
 def taper(length: int, overlap: int) -> Tensor:
@@ -25,7 +41,7 @@ def taper(length: int, overlap: int) -> Tensor:
 
 
 def blend(
-    inputs: Fields, run: Callable[[Fields, int, int], Fields], *, scale: int, tile: int, overlap: int
+    inputs: Mapping[str, Sliceable], run: Callable[[Fields, int, int], Fields], *, scale: int, tile: int, overlap: int
 ) -> Iterator[tuple[int, Fields]]:
     """Calls `run(part, top, left)` on the tiles of `inputs`, which share one LR size, and blends its results.
 

@@ -1,8 +1,8 @@
 """Upscales images with the networks of a weights file."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -10,22 +10,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from upsr import images
 from upsr.config import Atd, Diffusion, Uncertainty, Unet
 from upsr.diffusion.denoiser import build_denoiser, upsample
 from upsr.diffusion.diffuser import Diffuser
 from upsr.diffusion.noise import field
 from upsr.diffusion.uncertainty import Analysis, enlarged
-from upsr.images import pad_to, resize, round8, to_image, to_tensor
-from upsr.inference.tiling import Fields, blend, join
+from upsr.images import pad_to, round8
+from upsr.inference.tiling import Fields, Sliceable, blend, count_tiles, join
 from upsr.models.atd import ATD, build_atd
 from upsr.models.unet import build_unet
+from upsr.photo.alpha import fill, is_flat, limits
+from upsr.photo.reading import ImageLike, Photo, as_photo, open_photo
+from upsr.photo.writing import check_target, save
 from upsr.pretrained import load_pretrained, load_weights, weights_file
+
+Empty = Callable[[tuple[int, ...], np.dtype], np.ndarray]
+Tick = Callable[[], None]
 
 OVERLAP = 16  # LR pixels that neighbouring tiles share
 SHOWN = 6  # weight maps kept per image where the weight changes along the chain
 LAYOUT = torch.channels_last  # convolutions are faster in it, above all in half precision
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def _silent() -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -85,65 +94,103 @@ class Upscaler:
         diffuser = Diffuser(denoiser.to(device).to(memory_format=LAYOUT).eval(), chain.sampler_eta, multiple)
         return cls(atd, diffuser, device=device, dtype=dtype)
 
-    def __call__(self, image: np.ndarray, *, seed: int = 0, tile: int = 128) -> np.ndarray:
-        """(H, W, C) uint8 or uint16, C = 1 (grey), 3 or 4 (with alpha) -> (s·H, s·W, C) of the same dtype.
+    def __call__(self, image: ImageLike, *, seed: int = 0, tile: int = 128) -> np.ndarray:
+        """A path, a PIL image or an array -> the upscaled array in sRGB, of the dtype and channels of `image`.
 
-        Raises `ValueError` for a tile below 1 or a negative seed.
+        An array is (H, W) or (H, W, C), uint8, uint16, or float in [0, 1]; C is 1 (grey), 2 (with alpha), 3, or 4 (with
+        alpha). Raises `ValueError` for anything else, a tile below 1 or a negative seed, and `ImageError` for a file
+        that cannot be read.
         """
-        return self._assemble(image, (band["image"] for _, band in self._bands(_rgb(image), seed, tile)))
-
-    def with_maps(self, image: np.ndarray, *, seed: int = 0, tile: int = 128) -> tuple[np.ndarray, Upscaled]:
-        """(the upscaled image as from `__call__`, its maps). The maps need memory for the whole image."""
-        bands = [band for _, band in self._bands(_rgb(image), seed, tile)]
-        return self._assemble(image, (band["image"] for band in bands)), self._upscaled(join(bands))
+        larger = self.enlarge(as_photo(image).plain(), seed=seed, tile=tile)
+        return larger[:, :, 0] if isinstance(image, np.ndarray) and image.ndim == 2 else larger
 
     def upscale_file(self, source: str | Path, target: str | Path, *, seed: int = 0, tile: int = 128) -> np.ndarray:
-        """Upscales an image file to `target`, in the format of its suffix; returns the upscaled image.
+        """Upscales an image file to `target`, in the format of its suffix, with the colours and metadata of the source.
 
-        Raises `ImageError` for a file that cannot be read or written.
+        Returns the upscaled array in the colours of the source. Raises `ImageError` for a file that cannot be read or
+        written.
         """
-        larger = self(images.read(source), seed=seed, tile=tile)
-        images.write(target, larger)
+        photo, target = open_photo(source), Path(target)
+        height, width = (side * self.scale for side in photo.pixels.shape[:2])
+        check_target(target, width, height)
+        larger = self.enlarge(photo, seed=seed, tile=tile)
+        save(target, larger, photo)
         return larger
+
+    def enlarge(
+        self, photo: Photo, *, seed: int = 0, tile: int = 128, empty: Empty = np.empty, tick: Tick = _silent
+    ) -> np.ndarray:
+        """An image -> (s·H, s·W, C) in its own dtype and colours, with alpha as the last channel if it has one.
+
+        `empty(shape, dtype)` makes the array for the result; `tick` is called after each of `tiles(photo)`. Raises
+        `ValueError` for a tile below 1 or a negative seed.
+        """
+        photo = _filled(photo)
+        return self._painted(photo, self._bands(_Pixels(photo), seed, tile, tick), seed, tile, empty, tick)
+
+    def with_maps(
+        self, photo: Photo, *, seed: int = 0, tile: int = 128, tick: Tick = _silent
+    ) -> tuple[np.ndarray, Upscaled]:
+        """(the array as from `enlarge`, the maps). The maps need memory for the whole image."""
+        photo = _filled(photo)
+        bands = list(self._bands(_Pixels(photo), seed, tile, tick))
+        larger = self._painted(photo, iter(bands), seed, tile, np.empty, tick)
+        return larger, self._upscaled(join([band for _, band in bands]))
+
+    def tiles(self, photo: Photo, tile: int = 128) -> int:
+        """How many tiles `enlarge` runs a network on."""
+        height, width = photo.pixels.shape[:2]
+        count = count_tiles(height, width, tile, _overlap(tile))
+        return count if photo.alpha is None or is_flat(photo.alpha) else 2 * count
 
     def upscale(self, lr: Tensor, *, seed: int = 0, tile: int = 128) -> Upscaled:
         """(1, 3, h, w) in [0, 1] -> the upscaled image and its maps, on the CPU."""
         return self._upscaled(join([band for _, band in self._bands(lr, seed, tile)]))
 
-    def _assemble(self, image: np.ndarray, bands: Iterator[Tensor]) -> np.ndarray:
-        """Bands of RGB from top to bottom -> the upscaled image, with the dtype and channels of `image`."""
-        dtype, channels = image.dtype.type, image.shape[2]
-        out = np.empty((image.shape[0] * self.scale, image.shape[1] * self.scale, 3), dtype)
-        row = 0
-        for band in bands:
-            out[row : row + band.shape[2]] = to_image(band, dtype)
-            row += band.shape[2]
-        if channels == 1:
-            return out.mean(axis=2, keepdims=True).round().astype(dtype)
-        if channels == 4:
-            alpha = to_tensor(np.ascontiguousarray(image[:, :, 3:]))
-            return np.concatenate([out, to_image(resize(alpha, out.shape[:2]), dtype)], axis=2)
+    def _painted(
+        self, photo: Photo, bands: Iterator[tuple[int, Fields]], seed: int, tile: int, empty: Empty, tick: Tick
+    ) -> np.ndarray:
+        """The upscaled image of the colours' bands; its alpha is upscaled here, as a grey image."""
+        height, width, channels = photo.pixels.shape
+        alpha, s = photo.alpha, self.scale
+        out = empty((height * s, width * s, channels + (alpha is not None)), photo.pixels.dtype)
+        for row, band in bands:
+            rgb = _rgb(band)
+            out[row : row + len(rgb), :, :channels] = photo.stored(rgb)
+        if alpha is None:
+            return out
+        if is_flat(alpha):
+            out[:, :, channels:] = alpha[0, 0]
+            return out
+        mask, bounds = Photo(alpha), limits(alpha)
+        for row, band in self._bands(_Pixels(mask), seed, tile, tick):
+            part = mask.stored(_rgb(band))
+            rows = slice(row // s, (row + len(part)) // s)
+            low, high = (bound[rows].repeat(s, axis=0).repeat(s, axis=1) for bound in bounds)
+            out[row : row + len(part), :, channels:] = part.clip(low, high)
         return out
 
-    def _bands(self, lr: Tensor, seed: int, tile: int) -> Iterator[tuple[int, Fields]]:
+    def _bands(self, lr: Sliceable, seed: int, tile: int, tick: Tick = _silent) -> Iterator[tuple[int, Fields]]:
         """Bands of `image` and `residual`; with a diffuser also of the maps of y and of the weights w."""
         for name, value, least in (("tile", tile, 1), ("seed", seed, 0)):
             if value < least:
                 raise ValueError(f"{name} {value}: give {least} or more")
-        overlap = min(OVERLAP, tile // 4)
-        if self.diffuser is None:
-            return blend({"lr": lr}, lambda part, *_: self._tile(part), scale=self.scale, tile=tile, overlap=overlap)
-        diffuser = self.diffuser
-        with torch.inference_mode():
-            analysis = diffuser.analyse(lr.to(self.device))  # of the whole image
+        inputs: dict[str, Sliceable] = {"lr": lr}
+        if (diffuser := self.diffuser) is not None:
+            with torch.inference_mode():
+                analysis = diffuser.analyse(lr[:, :, :, :].to(self.device))  # of the whole image
+            inputs["analysis"] = analysis.maps.cpu()
 
         def run(part: Fields, top: int, left: int) -> Fields:
-            return self._diffused_tile(
-                diffuser, part["lr"], analysis._replace(maps=part["analysis"]), top=top, left=left, seed=seed
-            )
+            if diffuser is None:
+                fields = self._tile(part["lr"])
+            else:
+                whole = analysis._replace(maps=part["analysis"])
+                fields = self._diffused_tile(diffuser, part["lr"], whole, top=top, left=left, seed=seed)
+            tick()
+            return fields
 
-        inputs = {"lr": lr, "analysis": analysis.maps.cpu()}
-        return blend(inputs, run, scale=self.scale, tile=tile, overlap=overlap)
+        return blend(inputs, run, scale=self.scale, tile=tile, overlap=_overlap(tile))
 
     def _precision(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext()
@@ -155,10 +202,10 @@ class Upscaler:
             return upsample(lr, self.scale), self.atd(lr).float()
 
     @torch.inference_mode()
-    def _tile(self, part: Fields) -> Fields:
+    def _tile(self, lr: Tensor) -> Fields:
         """The image of g alone, and its residual ψ."""
-        y_up, sr = self._auxiliary(part["lr"])
-        return {"image": sr.clamp(0, 1), "residual": (sr - y_up).abs().mean(1, keepdim=True)}
+        y_up, sr = self._auxiliary(lr)
+        return {"image": sr, "residual": (sr - y_up).abs().mean(1, keepdim=True)}
 
     @torch.inference_mode()
     def _diffused_tile(
@@ -178,7 +225,7 @@ class Upscaler:
         with self._precision():
             image, weights = diffuser(y_up, sr, noise, analysis)
         # maps
-        fields = {"image": image.clamp(0, 1), "residual": (sr - y_up).abs().mean(1, keepdim=True)}
+        fields = {"image": image, "residual": (sr - y_up).abs().mean(1, keepdim=True)}
         fields |= {_weight_name(t): weights[t].mean(1, keepdim=True) for t in _shown(diffuser)}
         names, maps = diffuser.denoiser.uncertainty.map_names, enlarged(analysis.maps, y_up)
         fields |= {name: x[:, None] for name, x in zip(names, maps.unbind(1), strict=True)}
@@ -207,6 +254,24 @@ def _shown(diffuser: Diffuser) -> list[int]:
     return times[:: -(-len(times) // SHOWN)]
 
 
-def _rgb(image: np.ndarray) -> Tensor:
-    rgb = image[:, :, :3] if image.shape[2] >= 3 else np.repeat(image, 3, axis=2)
-    return to_tensor(np.ascontiguousarray(rgb))
+def _overlap(tile: int) -> int:
+    return min(OVERLAP, tile // 4)
+
+
+def _filled(photo: Photo) -> Photo:
+    return photo if photo.alpha is None else replace(photo, pixels=fill(photo.pixels, photo.alpha))
+
+
+def _rgb(band: Fields) -> np.ndarray:
+    """(H, W, 3) float32."""
+    return band["image"][0].permute(1, 2, 0).contiguous().numpy()
+
+
+class _Pixels:
+    """The colours of a photo as (1, 3, H, W) float32, of which parts are made on demand."""
+
+    def __init__(self, photo: Photo) -> None:
+        self.photo, self.shape = photo, (1, 3, *photo.pixels.shape[:2])
+
+    def __getitem__(self, index: tuple[slice, ...]) -> Tensor:
+        return torch.from_numpy(self.photo.rgb(*index[2:])).permute(2, 0, 1)[None].contiguous()

@@ -1,7 +1,8 @@
 """The weights file: networks and the settings to rebuild them, in one safetensors file. Its only reader and writer.
 
 A file holds parts: `atd`, and for UPSR also `unet` and `uncertainty`. Tensors are named PART.KEY. The metadata hold, as
-JSON, the scale and one settings record for each part and for `diffusion`.
+JSON, the scale and one settings record for each part and for `diffusion`. The tensor `settings.json` repeats this text
+for programs that read tensors alone (`upsr/spandrel.py`).
 """
 
 import json
@@ -29,6 +30,8 @@ BUNDLED = Path(__file__).parent / "bundled"
 STARTER = "atd-48"
 """The bundled weights that `starter` means."""
 FILE = "weights.safetensors"
+SETTINGS = "settings.json"
+"""The tensor that repeats the settings: the bytes of the JSON text."""
 RECORDS: dict[str, type[Section]] = {"atd": Atd, "unet": Unet, "diffusion": Diffusion, "uncertainty": Uncertainty}
 REMEDY = "use a file that this version wrote"
 
@@ -71,13 +74,11 @@ def save_pretrained(path: str | Path, parts: Parts, settings: Mapping[str, Any])
     `settings`: `scale`, and for each part and `diffusion` a record or its plain values.
     """
     plain = {name: s.model_dump(mode="json") if isinstance(s, Section) else s for name, s in settings.items()}
-    tensors = {
-        f"{part}.{key}": value.detach().cpu().contiguous().clone()
-        for part, state in parts.items()
-        for key, value in state.items()
-    }
+    text = json.dumps(plain, sort_keys=True)
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in _joined(parts).items()}
+    tensors[SETTINGS] = torch.tensor(list(text.encode()), dtype=torch.uint8)
     with atomic(path, durable=True) as temporary:
-        save_file(tensors, temporary, metadata={"upsr": json.dumps(plain, sort_keys=True)})
+        save_file(tensors, temporary, metadata={"upsr": text})
 
 
 def load_pretrained(path: str | Path) -> Pretrained:
@@ -90,16 +91,45 @@ def load_pretrained(path: str | Path) -> Pretrained:
         raise CheckpointError(
             f"{path}: no such weights file: correct the path, or use bundled weights: starter, {', '.join(bundled())}"
         )
-    parts: dict[str, dict[str, Tensor]] = {}
     try:
         with safe_open(path, framework="pt") as file:
             settings = parse_json((file.metadata() or {})["upsr"], path)
-            for name in file.keys():  # noqa: SIM118 (not a dict)
-                part, _, key = name.partition(".")
-                parts.setdefault(part, {})[key] = file.get_tensor(name)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, KeyError, DataError, OSError):
         raise CheckpointError(f"{path}: not a weights file of this project: use one that it wrote") from None
-    return _valid(path, parts, settings)
+    return _valid(path, _split(tensors), settings)
+
+
+def from_tensors(tensors: Mapping[str, Tensor], path: Path) -> Pretrained:
+    """The contents of a weights file whose tensors another program has read; `path` is its name in errors.
+
+    The settings come from `settings.json`. The bundled weights are older than this tensor: they are recognised by their
+    values. Raises `CheckpointError` for other weights without settings, and as `load_pretrained` does.
+    """
+    if SETTINGS not in tensors:
+        for known in map(load_pretrained, map(weights_file, bundled())):
+            own = _joined(known.parts)
+            if own.keys() == tensors.keys() and all(torch.equal(own[k], v.to(own[k])) for k, v in tensors.items()):
+                return known
+        raise CheckpointError(f"{path}: has no tensor `{SETTINGS}`: write its file again (docs/operations.md says how)")
+    try:
+        settings = parse_json(tensors[SETTINGS].to("cpu", torch.uint8).numpy().tobytes(), path)
+    except DataError:
+        raise CheckpointError(f"{path}: its tensor `{SETTINGS}` is no JSON: {REMEDY}") from None
+    return _valid(path, _split(tensors), settings)
+
+
+def _joined(parts: Parts) -> dict[str, Tensor]:
+    return {f"{part}.{key}": value for part, state in parts.items() for key, value in state.items()}
+
+
+def _split(tensors: Mapping[str, Tensor]) -> Parts:
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name != SETTINGS:
+            part, _, key = name.partition(".")
+            parts.setdefault(part, {})[key] = value
+    return parts
 
 
 def _valid(path: Path, parts: Parts, settings: Any) -> Pretrained:

@@ -22,7 +22,7 @@ from upsr.models.unet import build_unet
 from upsr.photo.alpha import fill, is_flat, limits
 from upsr.photo.reading import ImageLike, Photo, as_photo, open_photo
 from upsr.photo.writing import check_target, save
-from upsr.pretrained import load_pretrained, load_weights, weights_file
+from upsr.pretrained import Pretrained, load_pretrained, load_weights, weights_file
 
 Empty = Callable[[tuple[int, ...], np.dtype], np.ndarray]
 Tick = Callable[[], None]
@@ -65,19 +65,19 @@ class Upscaler:
     @classmethod
     def from_pretrained(
         cls,
-        model: str | Path = "starter",
+        model: str | Path | Pretrained = "starter",
         *,
         device: str = "cpu",
         dtype: Literal["fp32", "bf16", "fp16"] = "fp32",
         steps: int = 0,
     ) -> "Upscaler":
-        """Loads bundled weights by name (`starter`: the default), a weights file, or the folder of one.
+        """Loads bundled weights by name (`starter`: the default), a weights file or its folder, or what was read.
 
         `steps`: number of sampling steps, at most the chain's; 0 means all. Raises `CheckpointError` for a file that is
         missing or does not fit, and `ValueError` for more steps than the chain has.
         """
         # ATD
-        file = load_pretrained(weights_file(model))
+        file = model if isinstance(model, Pretrained) else load_pretrained(weights_file(model))
         settings = file.section("atd", Atd)
         atd = file.network("atd", lambda: build_atd(settings, file.scale))
         if "unet" not in file.parts:

@@ -18,6 +18,7 @@ from pipelines.evaluate import figures
 from upsr.__main__ import main
 from upsr.data.benchmarks import open_benchmark, open_benchmarks
 from upsr.data.known_benchmarks import KNOWN
+from upsr.evaluation.measure import bicubic
 from upsr.evaluation.runs import EvaluationRun, evaluate, mean_row
 from upsr.evaluation.statistics import table
 from upsr.files import DataError
@@ -170,6 +171,53 @@ def test_evaluate_by_itself_writes_statistics_and_names_what_failed(folder: Path
     assert result["statistics"]["psnr"]["pictures"] == 2
     assert result["mean"]["psnr"] == sum(row["psnr"] for row in result["rows"]) / 2
     assert result["benchmark"]["files"]["HR/a.png"]["bytes"] == (folder / "HR" / "a.png").stat().st_size
+
+
+@pytest.mark.parametrize("reference", [True, False])
+def test_images_of_another_program_are_measured_by_name(
+    folder: Path, capsys, tmp_path: Path, weights: Path, reference: bool
+) -> None:
+    """Those of bicubic get bicubic's figures, but no time; what is not there or does not fit is named and left out."""
+    theirs, out = tmp_path / "theirs", tmp_path / "out.json"
+    for name, suffix in (("a", ".png"), ("b", ".bmp"), ("c_out", ".png")):
+        lr = to_tensor(read_rgb(folder / "LRx4" / f"{name[0]}.png"))
+        write(theirs / f"{name}{suffix}", to_image(bicubic(lr, 4)))
+    if not reference:
+        (folder / "HR").rename(tmp_path / "HR")
+
+    def measured(model: str) -> dict[str, Any]:
+        command = ["evaluate", "--model", model, "--benchmark", str(folder), "--json", str(out), "--workers", "1"]
+        main([*command, "--metrics", "lpips" if reference else "piqe", "--weights", str(weights)])
+        return json.loads(out.read_text())
+
+    expected = measured("bicubic")
+    with pytest.raises(SystemExit) as end:
+        measured(f"folder:{theirs}")
+    said = capsys.readouterr()
+    assert end.value.code == 2 and said.err.endswith("error: 1 of 3 images failed\n")
+    assert f"c: {theirs}: no image of c: name it as the benchmark does, such as c.png\n" in said.out
+    found = json.loads(out.read_text())
+    assert [row | {"model": "bicubic"} for row in found["rows"]] == without_time(expected["rows"][:2])
+    assert found["statistics"]["lpips" if reference else "piqe"]["pictures"] == 2
+    # another size
+    write(theirs / "c.png", to_image(bicubic(lr, 2)))
+    with pytest.raises(SystemExit):
+        measured(f"folder:{theirs}")
+    assert f"{theirs}/c.png: 40×48 is not 4 times 20×24, the size of its LR: make it again" in capsys.readouterr().out
+
+
+def test_a_folder_that_cannot_be_measured_is_one_line(folder: Path, capsys, tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs"
+    for make, message in (
+        (lambda: None, f"{theirs}: no such folder of images"),
+        (theirs.mkdir, f"every image failed: correct the first: {theirs}: no image of a: name it as"),
+        (lambda: [write(theirs / name, read_rgb(folder / "HR/a.png")) for name in ("a.png", "a.jpg")],
+         "a.png: a.jpg has the same name without suffix: rename one"),
+    ):  # fmt: skip
+        make()
+        with pytest.raises(SystemExit, match="2"):
+            main(["evaluate", "--model", f"folder:{theirs}", "--benchmark", str(folder), "--metrics"])
+        assert message in capsys.readouterr().err.splitlines()[-1]
 
 
 # Benchmarks.

@@ -11,14 +11,17 @@ from upsr.commands import add_model_options, model_file, new, open_device, posit
 if TYPE_CHECKING:
     from upsr.commands import Commands
     from upsr.data.benchmarks import Benchmark
+    from upsr.evaluation.measure import Precomputed
     from upsr.evaluation.runs import Outcome
+
+FOLDER = "folder:"  # start of a `--model` that is a folder of images
 
 
 def add(commands: "Commands") -> None:
     command = new(
         commands, "evaluate", run, "measure a model on a benchmark: a folder with HR/ and LRx4/, or with LR images only"
     )
-    add_model_options(command, bicubic=True)
+    add_model_options(command, baselines=f"`bicubic`, {FOLDER}DIR (images that another program made), ")
     command.add_argument("--benchmark", required=True, help="benchmark folder")
     command.add_argument(
         "--protocol",
@@ -28,7 +31,9 @@ def add(commands: "Commands") -> None:
     )
     command.add_argument("--metrics", nargs="*", default=["lpips"], help="pyiqa metrics besides PSNR and SSIM")
     command.add_argument("--weights", type=Path, default="data/metric_weights", help="folder of the metric weights")
-    command.add_argument("--scale", type=int, default=4, help="scale of `bicubic`; other models define theirs")
+    command.add_argument(
+        "--scale", type=int, default=4, help=f"scale of `bicubic` and {FOLDER}DIR; other models define theirs"
+    )
     command.add_argument(
         "--workers",
         type=positive,
@@ -50,11 +55,11 @@ def run(options: argparse.Namespace) -> None:
     from upsr.pretrained import load_pretrained
 
     # model and benchmark
-    path = None if options.model == "bicubic" else model_file(options.model)
-    scale = load_pretrained(path).scale if path else options.scale
+    model = _model(options.model)
+    scale = load_pretrained(model).scale if isinstance(model, Path) else options.scale
     benchmark = open_benchmark(options.benchmark, scale)
     evaluation = EvaluationRun(
-        models={options.model: path},
+        models={options.model: model},
         scale=scale,
         protocol=options.protocol,
         metrics=tuple(options.metrics),
@@ -72,6 +77,20 @@ def run(options: argparse.Namespace) -> None:
     report(options, benchmark, outcome, {row["metric"]: row for row in table(outcome.rows)})
     if outcome.lost:
         raise ImageError(f"{len(outcome.lost)} of {len(benchmark.pairs)} images failed")
+
+
+def _model(name: str) -> "Path | Precomputed | None":
+    """A weights file, the images in a folder, or None for bicubic. Raises `DataError` where two have one name."""
+    from upsr import images
+    from upsr.evaluation.measure import Precomputed
+    from upsr.files import by_stem
+
+    if name == "bicubic":
+        return None
+    if name.startswith(FOLDER):
+        folder = Path(name.removeprefix(FOLDER))
+        return Precomputed(folder, by_stem(images.find(folder)))
+    return model_file(name)
 
 
 def report(

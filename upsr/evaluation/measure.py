@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,6 +22,28 @@ Keep = Callable[[Tensor, Tensor, Tensor | None], None]
 def bicubic(lr: Tensor, scale: int) -> Tensor:
     """The baseline: MATLAB's `imresize`. (B, 3, h, w) -> (B, 3, scale·h, scale·w), both in [0, 1]."""
     return resize(lr, (lr.shape[2] * scale, lr.shape[3] * scale)).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class Precomputed:
+    """Images that another program made of a benchmark's LR images, in one folder."""
+
+    folder: Path
+    files: dict[str, Path]
+    """By name without suffix, which is the name of the benchmark's image."""
+
+    def read(self, name: str, lr: Tensor, scale: int) -> Tensor:
+        """The image made of `lr` (1, 3, h, w): (1, 3, scale·h, scale·w) in [0, 1], on the device of `lr`.
+
+        Raises `ImageError` where there is none of this name, it cannot be read, or has another size.
+        """
+        if name not in self.files:
+            raise ImageError(f"{self.folder}: no image of {name}: name it as the benchmark does, such as {name}.png")
+        path = self.files[name]
+        sr = to_tensor(read_rgb(path)).to(lr.device)
+        if sr.shape[2:] != (lr.shape[2] * scale, lr.shape[3] * scale):
+            raise ImageError(f"{path}: {_size(sr)} is not {scale} times {_size(lr)}, the size of its LR: make it again")
+        return sr
 
 
 def measure(

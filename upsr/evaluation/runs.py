@@ -1,6 +1,6 @@
 """An evaluation run: models on the images of benchmarks, in one process or several."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from upsr.data.benchmarks import Benchmark, Pair
-from upsr.evaluation.measure import bicubic, measure
+from upsr.evaluation.measure import Precomputed, bicubic, measure
 from upsr.evaluation.metrics import Metrics, Row
 from upsr.evaluation.protocol import PROTOCOLS
 from upsr.evaluation.spread import spread
@@ -58,8 +58,8 @@ class Outcome:
 class EvaluationRun:
     """Which models are measured, and how. Plain values only: it is pickled for the worker processes."""
 
-    models: dict[str, Path | None]
-    """Folders or weights files by name; None: bicubic interpolation."""
+    models: Mapping[str, Path | Precomputed | None]
+    """Folders or weights files by name, or the images of another program; None: bicubic interpolation."""
     scale: int
     protocol: str
     metrics: tuple[str, ...]
@@ -81,25 +81,30 @@ class EvaluationRun:
         """Opens the networks and the metrics, once per process. Raises `CheckpointError` and `ConfigError`."""
         metrics = Metrics(self.metrics, self.weights, PROTOCOLS[self.protocol], self.scale, device)
         upscalers = {
-            name: Upscaler.from_pretrained(path, device=str(device), dtype=self.dtype) if path else None
-            for name, path in self.models.items()
+            name: Upscaler.from_pretrained(model, device=str(device), dtype=self.dtype)
+            if isinstance(model, Path)
+            else model
+            for name, model in self.models.items()
         }
         return partial(self._measure, metrics, upscalers)
 
-    def _measure(self, metrics: Metrics, upscalers: dict[str, Upscaler | None], job: Job) -> Result:
+    def _measure(self, metrics: Metrics, upscalers: dict[str, Upscaler | Precomputed | None], job: Job) -> Result:
         upscaler, latest = upscalers[job.model], None
-        seeds = self.seeds if upscaler and upscaler.diffuser else self.seeds[:1]
+        samples = isinstance(upscaler, Upscaler) and upscaler.diffuser is not None
+        seeds = self.seeds if samples else self.seeds[:1]
 
         def upscale(seed: int, lr: Tensor, number: int) -> Tensor:
             nonlocal latest
             if upscaler is None:
                 return bicubic(lr, self.scale)
+            if isinstance(upscaler, Precomputed):
+                return upscaler.read(job.pair.name, lr, self.scale)
             latest = upscaler.upscale(lr, seed=seed + number, tile=self.tile)
             return latest.image
 
         def keep(lr: Tensor, sr: Tensor, hr: Tensor | None) -> None:
             if self.images is not None:
-                mapped = latest if upscaler and upscaler.diffuser else None
+                mapped = latest if samples else None
                 _keep_images(self.images / job.benchmark / job.pair.name, {"lr": lr, job.model: sr, "hr": hr}, mapped)
 
         measured = [
@@ -108,6 +113,8 @@ class EvaluationRun:
         ]
         keys = {"benchmark": job.benchmark, "model": job.model}
         row, failed = mean_row([row for row, _ in measured]), [keys | f for _, own in measured for f in own]
+        if row and isinstance(upscaler, Precomputed):
+            del row["seconds"]  # of reading a file: how long the other program took is not known
         return Result(keys | row if row else None, failed, metrics.absent)
 
 

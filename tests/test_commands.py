@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from conftest import ROOT, settings
 
 from upsr import images
 from upsr.__main__ import main
+from upsr.data.benchmarks import open_benchmark
 from upsr.data.lmdb_store import pack
 
 
@@ -37,6 +39,35 @@ def test_degrade_makes_a_fixed_benchmark(project: Path):
     assert two == {name: one[name] for name in ("b.json", "b.png")}  # whoever was degraded beside it
     assert not {one[f"{n}.png"] for n in "abc"} & {three[f"{n}.png"] for n in "abc"}
     assert images.read(project / "one/c.png").shape == (14, 16, 3)
+
+
+def test_degrade_makes_a_benchmark_at_another_scale(project: Path, capsys):
+    """At full strength, with what made it; and never over another."""
+    shutil.copytree(ROOT / "scales", project / "scales")
+    for name in ("one", "two"):
+        main(["degrade", "hr", "-o", name, "--benchmark", "--scale", "df2k"])
+    assert degraded(project / "one/LRx4") == degraded(project / "two/LRx4")
+    assert degraded(project / "one/HR") == degraded(project / "hr")
+    benchmark = open_benchmark("one", 4)
+    assert [pair.name for pair in benchmark.pairs] == ["a", "b", "c"]
+    assert benchmark.lr == "second-order degradation by scales/df2k.yaml, seed 0 and each image's name"
+    full = yaml.safe_load((ROOT / "scales/df2k.yaml").read_text())["degradation"]
+    assert json.loads(Path("one/manifest.json").read_text())["degradation"] == full
+    main(["evaluate", "--model", "bicubic", "--benchmark", "one", "--metrics"])
+    assert "one  3 of 3 images  second-order degradation by scales/df2k.yaml" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        main(["degrade", "hr", "-o", "one", "--benchmark"])
+    assert "one: exists: choose another folder, or remove it" in capsys.readouterr().err
+
+
+def test_lr_lies_on_the_grid_of_hr(project: Path):
+    """An evaluation cuts HR to a multiple of the scale; LR is made of the same part."""
+    picture = images.read(project / "hr/a.png")
+    images.write(project / "cut/a.png", picture[:36, :60])
+    images.write(project / "odd/a.png", picture[:39, :63])
+    for name in ("cut", "odd"):
+        main(["degrade", name, "-o", f"{name}-lr"])
+    assert (project / "cut-lr/a.png").read_bytes() == (project / "odd-lr/a.png").read_bytes()
 
 
 def test_the_numbers_beside_a_picture_are_those_that_were_drawn(project: Path):
@@ -76,6 +107,8 @@ def test_plain_and_degraded_pictures_share_a_sheet(project: Path):
     [
         (["hr", "-o", "hr"], "a.png: the result would replace the image"),
         (["nowhere.png", "-o", "x"], "nowhere.png: cannot be read"),
+        (["hr", "hr/a.png", "-o", "x"], "hr/a.png: a.png has the same name without suffix: rename one"),
+        (["hr", "-o", "x", "--scale", "huge"], "scales/huge.yaml: no such scale"),
     ],
 )
 def test_a_mistake_of_degrade_is_one_line(project: Path, capsys, arguments: list[str], message: str):

@@ -9,6 +9,7 @@ from upsr.commands import new
 
 if TYPE_CHECKING:
     from upsr.commands import Commands
+    from upsr.config import Params
 
 SCALES = Path("scales")
 STUDY = "study"  # the file in this folder that is no scale
@@ -37,15 +38,7 @@ def run(options: argparse.Namespace) -> None:
     from upsr.config import Params, parse, read_yaml
     from upsr.files import atomic
 
-    source = SCALES / f"{options.name}.yaml"
-    if options.name == STUDY:
-        raise ValueError(f"{source}: a study, not a scale: run `make study`")
-    if not source.is_file():
-        known = (
-            ", ".join(sorted({path.stem for path in SCALES.glob("*.yaml")} - {STUDY}))
-            or "none: run it in the project folder"
-        )
-        raise ValueError(f"{source}: no such scale; available: {known}")
+    source = file_of(options.name)
     for path in (options.params, source):
         read_yaml(path)  # ruamel.yaml keeps comments, but does not bound what aliases and nesting make of a file
     yaml = YAML()
@@ -60,6 +53,30 @@ def run(options: argparse.Namespace) -> None:
     with atomic(options.params) as temporary:
         temporary.write_text(text.getvalue())
     print("\n".join(changes) or f"{options.params}: already at scale {options.name}")
+
+
+def file_of(name: str) -> Path:
+    """The file of a scale. Raises `ValueError` for an unknown one."""
+    source = SCALES / f"{name}.yaml"
+    if name == STUDY:
+        raise ValueError(f"{source}: a study, not a scale: run `make study`")
+    if not source.is_file():
+        known = (
+            ", ".join(sorted({path.stem for path in SCALES.glob("*.yaml")} - {STUDY}))
+            or "none: run it in the project folder"
+        )
+        raise ValueError(f"{source}: no such scale; available: {known}")
+    return source
+
+
+def load_at(name: str, params: Path) -> "Params":
+    """The settings of the file `params` at another scale; the file stays as it is. Raises as `run` does."""
+    from upsr.config import Params, parse, read_yaml
+
+    source, values = file_of(name), read_yaml(params)
+    for _ in merge(values, read_yaml(source)):
+        pass
+    return parse(Params, values, str(source))
 
 
 def merge(values: dict[str, Any], changes: dict[str, Any], path: str = "") -> Iterator[str]:

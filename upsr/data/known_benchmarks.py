@@ -35,6 +35,12 @@ def _classical(images: int, name: str) -> KnownBenchmark:
     return KnownBenchmark(images, True, IMRESIZE, EDSR, steps)
 
 
+def _degraded(images: int, name: str) -> KnownBenchmark:
+    """A classical benchmark with LR images as poor as photographs on the web."""
+    steps = f"run `upsr degrade data/benchmarks/{name}/HR -o {{folder}} --benchmark --scale df2k`"
+    return KnownBenchmark(images, True, "second-order degradation by scales/df2k.yaml", "", steps)
+
+
 KNOWN = {
     "holdout": KnownBenchmark(
         None,
@@ -47,6 +53,9 @@ KNOWN = {
     "Set14": _classical(14, "Set14"),
     "BSD100": _classical(100, "B100"),
     "Urban100": _classical(100, "Urban100"),
+    "Set5-degraded": _degraded(5, "Set5"),
+    "Set14-degraded": _degraded(14, "Set14"),
+    "BSD100-degraded": _degraded(100, "BSD100"),
     "ImageNet-Test": KnownBenchmark(
         3000,
         True,

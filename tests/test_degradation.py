@@ -15,7 +15,7 @@ from upsr.degradation import kernels, ops
 from upsr.degradation.jpeg import jpeg
 from upsr.degradation.pair_pool import PairPool
 from upsr.degradation.second_order import SecondOrder, build_degradation
-from upsr.images import resize, round8
+from upsr.images import resize, round8, to_tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 PARITY = ROOT.parent / "shared" / "parity" / "degradation.safetensors"
@@ -203,6 +203,22 @@ def test_the_seed_alone_decides(degrade):
     assert torch.equal(degrade(hr, (0, 5, 0)), first)
     assert not torch.equal(degrade(hr, (0, 6, 0)), first)
     assert not torch.equal(degrade(hr, (0, 5, 1)), first)
+
+
+def test_a_named_image_does_not_depend_on_the_number_of_threads(degrade):
+    """Of 75 images, this one had another LR on several threads: one interpolates by other code, and JPEG rounds."""
+    from skimage import data
+
+    hr, before = to_tensor(data.astronaut())[:, :, :256, :256], torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(degrade.named(hr, "astronaut-2", (0,))[0])
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*found)
 
 
 def test_how_a_batch_is_split_changes_nothing(degrade):

@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 LAYERS = [
-    {"allocator", "config", "files"},
+    {"allocator", "config", "files", "threads"},
     {"photo"},
     {"images", "locks", "pretrained"},
     {"acquisition", "data", "degradation", "models", "diffusion"},

@@ -13,6 +13,7 @@ from upsr.degradation import kernels, ops
 from upsr.degradation.draws import Draws
 from upsr.degradation.jpeg import jpeg
 from upsr.images import number_of, resize, round8
+from upsr.threads import one_thread
 
 
 def build_degradation(cfg: Degradation, scale: int) -> "SecondOrder":
@@ -65,12 +66,14 @@ class SecondOrder:
             x = torch.where(ops.per_sample(draws.send(np.array(plain))), resize(hr.float(), size), x)
         return round8(x), [{"plain": True} if one else draws.of_sample(number) for number, one in enumerate(plain)]
 
+    @one_thread()
     @torch.no_grad()
     def named(self, hr: Tensor, name: str, seed: Sequence[int] = ()) -> tuple[Tensor, dict[str, Any]]:
         """One named image, (1, 3, H, W) in [0, 1] -> its LR, (1, 3, H/scale, W/scale), and the drawn values.
 
         The only source of LR images outside training batches: held-out benchmarks, validation, `upsr degrade`. All
-        randomness is a function of the name and `seed`, not of other images.
+        randomness is a function of the name and `seed`, not of other images. The LR does not depend on the number of
+        threads: the difference would be small, but JPEG rounds.
         """
         lr, notes = self.drawn(self.target(hr), (*seed, number_of(name)))
         return lr, notes[0]

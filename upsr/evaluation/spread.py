@@ -6,12 +6,12 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 
 from upsr.allocator import keep_freed_memory
+from upsr.threads import one_thread
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -35,7 +35,7 @@ def spread(
     """
     workers = min(workers, len(jobs))
     if workers <= 1:
-        with _one_thread():
+        with one_thread():
             yield from map(open_work(devices[0]), jobs)
         return
     context = multiprocessing.get_context("spawn")
@@ -82,13 +82,3 @@ def _end_with_parent() -> None:
     if parent:
         parent.join()
         os._exit(1)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

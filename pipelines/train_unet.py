@@ -19,9 +19,10 @@ from upsr.diffusion.uncertainty import load_edge_detector
 from upsr.models.atd import build_atd
 from upsr.models.unet import build_unet
 from upsr.models.widen import widen_unet
-from upsr.pretrained import FILE, load_pretrained, save_pretrained
+from upsr.pretrained import FILE, CheckpointError, Pretrained, load_pretrained, save_pretrained, weights_file
 from upsr.training.initial import initial_weights, initialise
 from upsr.training.perceptual import PerceptualLoss
+from upsr.training.teacher import load_teacher, prepare_student
 from upsr.training.unet_objective import UnetObjective
 
 FOLDER = Path("models/unet")
@@ -39,8 +40,13 @@ def main() -> None:
 
 
 def train_denoiser(params: Params, wrap: Callable[[nn.Module], nn.Module] = lambda g: g) -> None:
-    """Trains the denoiser in the working directory, with `wrap(g)` in place of g."""
+    """Trains the denoiser in the working directory, with `wrap(g)` in place of g.
+
+    Raises `CheckpointError` for a g, initial weights or a teacher that cannot be used, and `TrainingError` as `train`.
+    """
     recipe = params.train_unet
+    teacher = weights_file(recipe.teacher) if recipe.teacher else None
+    init = recipe.teacher or params.train.init
     detector = params.uncertainty.edge_weights if params.uncertainty.edges == "dexined" else None
 
     # auxiliary network
@@ -58,7 +64,10 @@ def train_denoiser(params: Params, wrap: Callable[[nn.Module], nn.Module] = lamb
     # functions for `train`
     def build() -> Denoiser:
         denoiser, variant = fresh_denoiser(params), params.uncertainty.variant
-        initialise(denoiser.network, "unet", params.unet, params.scale, params.train.init, widen_unet, variant)
+        initialise(denoiser.network, "unet", params.unet, params.scale, init, widen_unet, variant)
+        if objective.teacher is not None:
+            prepare_student(denoiser, objective.teacher)
+            return denoiser
         if detector is not None:
             load_edge_detector(denoiser.uncertainty, detector)
         if params.uncertainty.normalise == "energy" or params.uncertainty.unit == "training":
@@ -81,6 +90,8 @@ def train_denoiser(params: Params, wrap: Callable[[nn.Module], nn.Module] = lamb
 
     warn_of_epsilon(params.diffusion)
     objective = build_objective(params, atd)
+    if teacher:
+        check_teacher(teacher, atd_file)
 
     train(
         "train-unet",
@@ -93,8 +104,9 @@ def train_denoiser(params: Params, wrap: Callable[[nn.Module], nn.Module] = lamb
         seed=params.seed,
         settings={**settings, "degradation": params.degradation},
         inputs={"atd_weights": short_digest(ATD)}
-        | ({"edge_weights": short_digest(Path(detector))} if detector else {}),
-        init=initial_weights("unet", params.unet.dim, params.train.init),
+        | ({"edge_weights": short_digest(Path(detector))} if detector else {})
+        | ({"teacher": short_digest(teacher)} if teacher else {}),
+        init=None if teacher else initial_weights("unet", params.unet.dim, init),
         save=save,
         upscale=upscale,
         lr_scales={"uncertainty": params.uncertainty.lr_scale},
@@ -113,11 +125,35 @@ def fresh_denoiser(params: Params) -> Denoiser:
 
 
 def build_objective(params: Params, atd: nn.Module, weights: Path = WEIGHTS) -> UnetObjective:
-    """The denoiser's training objective; `atd` is g, `weights` the folder of LPIPS's weights."""
+    """The denoiser's training objective; `atd` is g, `weights` the folder of LPIPS's weights.
+
+    Raises `CheckpointError` for a teacher that cannot be used.
+    """
     recipe = params.train_unet
     pairs = build_pairs(params.degradation, params.scale, recipe)
     perceptual = PerceptualLoss(recipe.lpips_weight, params.train.lpips_range, weights)
-    return UnetObjective(pairs, perceptual, atd, params.scale, rollout=recipe.rollout, lpips_share=recipe.lpips_share)
+    chosen = recipe.teacher
+    return UnetObjective(
+        pairs,
+        perceptual,
+        atd,
+        params.scale,
+        rollout=recipe.rollout,
+        lpips_share=recipe.lpips_share,
+        teacher=load_teacher(chosen, params.scale, params.diffusion, params.uncertainty) if chosen else None,
+    )
+
+
+def check_teacher(path: Path, atd: Pretrained) -> None:
+    """Prints a line where a teacher was trained with another g than `atd`'s, which it gets here.
+
+    Raises `CheckpointError` for a file that this training would overwrite.
+    """
+    if path.resolve().is_relative_to(FOLDER.resolve()):
+        raise CheckpointError(f"train_unet.teacher: {path}: this training overwrites it: copy it to another folder")
+    theirs, ours = load_pretrained(path).parts.get("atd", {}), atd.parts["atd"]
+    if theirs.keys() != ours.keys() or not all(torch.equal(theirs[k].float(), ours[k].float()) for k in ours):
+        print(f"teacher: {path} was trained with another g than {atd.path}, which it gets here", flush=True)
 
 
 def warn_of_epsilon(cfg: Diffusion) -> None:

@@ -1,8 +1,10 @@
 """The plan counts what METHOD's figures say, without the memory or the time of a step."""
 
+from pathlib import Path
+
 import pytest
 import yaml
-from conftest import ROOT, merged, params, settings
+from conftest import ROOT, merged, params, save_model, settings
 
 from pipelines.plan import plan, trainings
 from upsr.config import Params, parse
@@ -36,3 +38,14 @@ def test_every_stage_has_a_line(weights, monkeypatch: pytest.MonkeyPatch):
     text = plan(parse(Params, settings(), "test"))
     for stage in ("download", "crop", "pack", "train_atd x4", "train_unet", "evaluate"):
         assert f"\n{stage}  " in text
+
+
+def test_the_images_of_a_teacher_are_counted(weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Five forward passes; a forward and a backward pass, worth three, for each step of the student."""
+    monkeypatch.chdir(weights.parents[1])
+    model = str(save_model(tmp_path, params(diffusion={"steps": 5})))
+    none, one, two = (
+        trainings(params(diffusion={"steps": steps}, train_unet={"teacher": teacher}))[-1][2].flops
+        for steps, teacher in ((1, None), (1, model), (2, model))
+    )
+    assert (two - none) / (one - none) == pytest.approx((5 + 2 * 3) / (5 + 3), rel=0.03)

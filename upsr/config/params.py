@@ -84,6 +84,18 @@ class Params(Section):
         return self
 
     @model_validator(mode="after")
+    def _student_is_one(self) -> Self:
+        if self.train_unet.teacher and self.diffusion.steps > 2:
+            raise ValueError(
+                f"train_unet.teacher: a student has 1 or 2 steps, not {self.diffusion.steps}: set diffusion.steps: 1"
+            )
+        if self.train_unet.teacher and self.diffusion.predict == "epsilon":
+            raise ValueError(
+                "train_unet.teacher: a student's few steps do not correct an error of ε: set diffusion.predict: x0"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _edge_weights_exist(self) -> Self:
         path = self.uncertainty.edge_weights
         if self.uncertainty.edges == "dexined" and path and not Path(path).is_file():

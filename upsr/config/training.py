@@ -115,3 +115,8 @@ class UnetRecipe(Recipe):
     rollout: Probability
     """Share of samples whose x_t the network makes itself, by one step of the sampler from a true x_{t+1} (DREAM, arXiv
     2312.00210); 0: the paper. Without them the network trusts x_t more than a sampled x_t deserves."""
+    teacher: str | None
+    """Weights file, model folder or name of bundled weights of a trained UPSR. This network, a student of 1 or 2
+    `diffusion.steps`, starts from its weights in place of `train.init`, and also learns its deterministic result for
+    the same x_T (SinSR, arXiv 2311.14760). `unet`, `uncertainty`, κ and √η_T must be the teacher's; what the teacher's
+    variant learned is kept. null: no teacher."""

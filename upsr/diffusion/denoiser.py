@@ -13,6 +13,7 @@ from upsr.diffusion.process import Process, build_process
 from upsr.diffusion.samplers import Weigh
 from upsr.diffusion.schedule import respace
 from upsr.diffusion.uncertainty import Analysis, Variant, build_uncertainty
+from upsr.pretrained import Pretrained, load_weights
 
 WINDOW = 5  # side of the square in which x_t shows how far ŷ is from x0
 
@@ -218,3 +219,21 @@ def build_denoiser(
         equal_energy=uncertainty.normalise == "energy",
         times=respace(diffusion.steps, steps or diffusion.steps),
     )
+
+
+def load_denoiser(file: Pretrained, build: Callable[[Unet, int], nn.Module], steps: int = 0) -> Denoiser:
+    """The trained denoiser of a weights file. `build(unet, scale)` makes its network; `steps` as in `build_denoiser`.
+
+    Raises `CheckpointError` where the file's weights do not fit its settings, and `ValueError` as `build_denoiser`.
+    """
+    unet, scale = file.section("unet", Unet), file.scale
+    denoiser = build_denoiser(
+        file.network("unet", lambda: build(unet, scale)),
+        unet=unet,
+        diffusion=file.section("diffusion", Diffusion),
+        uncertainty=file.section("uncertainty", Uncertainty),
+        scale=scale,
+        steps=steps,
+    )
+    load_weights(denoiser.get_submodule("uncertainty"), file.parts.get("uncertainty", {}), file.path)
+    return denoiser

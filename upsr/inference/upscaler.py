@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from upsr.config import Atd, Diffusion, Uncertainty, Unet
-from upsr.diffusion.denoiser import build_denoiser, upsample
+from upsr.config import Atd, Diffusion, Unet
+from upsr.diffusion.denoiser import load_denoiser, upsample
 from upsr.diffusion.diffuser import Diffuser
 from upsr.diffusion.noise import field
 from upsr.diffusion.uncertainty import Analysis, enlarged
@@ -22,7 +22,7 @@ from upsr.models.unet import build_unet
 from upsr.photo.alpha import fill, is_flat, limits
 from upsr.photo.reading import ImageLike, Photo, as_photo, open_photo
 from upsr.photo.writing import check_target, save
-from upsr.pretrained import Pretrained, load_pretrained, load_weights, weights_file
+from upsr.pretrained import Pretrained, load_pretrained, weights_file
 
 Empty = Callable[[tuple[int, ...], np.dtype], np.ndarray]
 Tick = Callable[[], None]
@@ -84,12 +84,7 @@ class Upscaler:
             return cls(atd, None, device=device, dtype=dtype)
         # UNet and diffusion
         cfg, chain = file.section("unet", Unet), file.section("diffusion", Diffusion)
-        network = file.network("unet", lambda: build_unet(cfg, file.scale))
-        uncertainty = file.section("uncertainty", Uncertainty)
-        denoiser = build_denoiser(
-            network, unet=cfg, diffusion=chain, uncertainty=uncertainty, scale=file.scale, steps=steps
-        )
-        load_weights(denoiser.get_submodule("uncertainty"), file.parts.get("uncertainty", {}), file.path)
+        denoiser = load_denoiser(file, build_unet, steps)
         multiple = cfg.window * 2 ** (len(cfg.channel_mult) - 1)
         diffuser = Diffuser(denoiser.to(device).to(memory_format=LAYOUT).eval(), chain.sampler_eta, multiple)
         return cls(atd, diffuser, device=device, dtype=dtype)

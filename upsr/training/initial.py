@@ -60,14 +60,14 @@ def initialise(
         print(f"{name}: trains from scratch: the bundled weights do not fit ({'; '.join(wrong)})", flush=True)
         return
     if wrong:
-        raise CheckpointError(f"train.init: {path}: another network ({'; '.join(wrong)}): use the values of the file")
+        raise CheckpointError(f"{path}: weights of another network ({'; '.join(wrong)}): use the values of the file")
     # load, widened where needed
     weights = dict(file.parts[name])
     if cfg.dim != narrow:
         try:
             weights = widen(weights, network)
         except (KeyError, ValueError, RuntimeError, ArithmeticError):
-            raise CheckpointError(f"train.init: {path}: its weights do not fit its settings: {REMEDY}") from None
+            raise CheckpointError(f"{path}: its weights do not fit its settings: {REMEDY}") from None
     load_weights(network, weights, path)
     notes = [f"widened from {narrow} to {cfg.dim}"] if cfg.dim != narrow else []
     before = file.settings.get("uncertainty", {}).get("variant")

@@ -1,4 +1,7 @@
-"""The denoiser's training objective: MSE + λ · LPIPS of x̂0 at a random timestep, g frozen (UPSR, section 3.4)."""
+"""The denoiser's training objective: MSE + λ · LPIPS of x̂0 at a random timestep, g frozen (UPSR, section 3.4).
+
+A student has a teacher's results as further targets (SinSR, arXiv 2311.14760).
+"""
 
 from collections.abc import Sequence
 from typing import cast
@@ -9,6 +12,7 @@ from torch import Tensor
 
 from upsr.degradation.draws import Draws
 from upsr.diffusion.denoiser import Denoiser, upsample
+from upsr.diffusion.samplers import sample
 from upsr.images import to_signed
 from upsr.training.pairs import Loss, Pairs
 from upsr.training.perceptual import PerceptualLoss
@@ -18,7 +22,9 @@ class UnetObjective(nn.Module):
     """MSE(x̂0, x0), weighted by `Denoiser.loss_weight`, + λ · LPIPS(x̂0, x0).
 
     `rollout`: share of samples whose x_t the network makes itself (`Denoiser.perturb`). `lpips_share`: share of a
-    micro-batch, at least one sample, that LPIPS is the mean of.
+    micro-batch, at least one sample, that LPIPS is the mean of. With a `teacher`, MSE(S(x_T), F(x_T)) is added: S and F
+    are the deterministic results of the network and of the teacher, each by all steps of its own chain, from the same
+    x_T = y↑ + κ √η_T · w ⊙ ε and g(y) (SinSR, arXiv 2311.14760, L_distill for a chain of one step).
     """
 
     def __init__(
@@ -30,11 +36,13 @@ class UnetObjective(nn.Module):
         *,
         rollout: float = 0,
         lpips_share: float = 1,
+        teacher: Denoiser | None = None,
     ) -> None:
         super().__init__()
         self.pairs, self.perceptual, self.scale = pairs, perceptual, scale
         self.rollout, self.lpips_share = rollout, lpips_share
         self.atd = atd.eval().requires_grad_(False)
+        self.teacher = None if teacher is None else teacher.eval().requires_grad_(False)
 
     @torch.no_grad()
     def draw(self, hr: Tensor, seed: Sequence[int], first: int = 0) -> tuple[Tensor, ...]:
@@ -53,7 +61,10 @@ class UnetObjective(nn.Module):
     def loss(
         self, denoiser: nn.Module, lr: Tensor, hr: Tensor, position: Tensor, noise: Tensor, rolled: Tensor | None = None
     ) -> Loss:
-        """Logs `mse` and `lpips` (weighted), `weight` and `energy` (means of w and w²), and what the variant logs."""
+        """Logs `mse` and `lpips` (weighted), `weight` and `energy` (means of w and w²), and what the variant logs.
+
+        With a teacher also `distilled`, the MSE to its results.
+        """
         bare = cast(Denoiser, getattr(denoiser, "module", denoiser))  # DDP forwards calls, not attributes
         x0, y_up, g_y = self._images(lr, hr)
         t = (position * bare.process.steps).long() + 1
@@ -64,7 +75,13 @@ class UnetObjective(nn.Module):
         n = max(1, round(self.lpips_share * len(hr)))
         lpips = (bare.perceptual_weight(t[:n]) * self.perceptual(estimate[:n].clamp(-1, 1), x0[:n])).mean()
         values = {"mse": mse, "lpips": lpips, "weight": weight.mean(), "energy": weight.square().mean()}
-        return mse + lpips, values | bare.uncertainty.logged()
+        loss = mse + lpips
+        if self.teacher is not None:
+            with torch.no_grad():
+                taught = _result(self.teacher, self.teacher, lr, y_up, g_y, noise)
+            values["distilled"] = ((_result(denoiser, bare, lr, y_up, g_y, noise) - taught) ** 2).mean()
+            loss = loss + values["distilled"]
+        return loss, values | bare.uncertainty.logged()
 
     @torch.no_grad()
     def calibrate(self, denoiser: Denoiser, hr: Tensor, seed: int) -> None:
@@ -85,3 +102,12 @@ class UnetObjective(nn.Module):
     def _images(self, lr: Tensor, hr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(x0, y↑, g(y)) in [-1, 1] of LR and HR in [0, 1]."""
         return to_signed(hr), to_signed(upsample(lr, self.scale)), to_signed(self.atd(lr).float())
+
+
+def _result(denoiser: nn.Module, bare: Denoiser, lr: Tensor, y_up: Tensor, g_y: Tensor, noise: Tensor) -> Tensor:
+    """The deterministic sampler's image, (B, 3, H, W), about [-1, 1], from the x_T of ε = `noise`.
+
+    `denoiser` is called, with the wrappers of training if it has any; `bare` is the same without them.
+    """
+    condition, weigh = bare.condition(g_y, y_up), bare.weigher(y_up, g_y, bare.uncertainty.analyse(lr))
+    return sample(lambda x, t, w: denoiser(x, t, condition, y_up, w), bare.process, y_up, weigh, lambda _: noise)

@@ -93,6 +93,9 @@ def exchanged() -> bytes:
     return bytes(swapped)
 
 
+EXCHANGED = exchanged()  # once: a profile holds the time at which it was made
+
+
 def seen(path: Path) -> np.ndarray:
     """(H, W, 3) sRGB as a colour-managed viewer shows it, by LittleCMS."""
     image = Image.open(path)
@@ -105,11 +108,17 @@ def seen(path: Path) -> np.ndarray:
 @pytest.mark.parametrize("target", ["b.png", "b.jpg", "b.webp", "b.tif", "b.avif"])
 def test_a_profile_is_honoured_and_kept(tmp_path: Path, upscaler: Upscaler, target: str):
     image = Image.new("RGB", (16, 16), (200, 40, 40))
-    image.save(tmp_path / "a.png", icc_profile=exchanged())
+    image.save(tmp_path / "a.png", icc_profile=EXCHANGED)
     assert np.abs(open_photo(tmp_path / "a.png").array().astype(int) - (40, 200, 40)).max() <= 1
     upscaler.upscale_file(tmp_path / "a.png", tmp_path / target)
-    assert open_photo(tmp_path / target).profile == exchanged()
+    assert open_photo(tmp_path / target).profile == EXCHANGED
     assert np.abs(seen(tmp_path / target).astype(int) - (40, 200, 40)).max() <= 2
+
+
+def test_a_format_without_profiles_gets_srgb(tmp_path: Path, upscaler: Upscaler):
+    Image.new("RGB", (16, 16), (200, 40, 40)).save(tmp_path / "a.png", icc_profile=EXCHANGED)
+    upscaler.upscale_file(tmp_path / "a.png", tmp_path / "b.bmp")
+    assert np.abs(open_photo(tmp_path / "b.bmp").array().astype(int) - (40, 200, 40)).max() <= 1
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -135,7 +144,7 @@ def test_most_profiles_are_srgb_and_change_no_value(tmp_path: Path, upscaler: Up
     assert np.array_equal(open_photo(tmp_path / "b.png").array()[::4, ::4], noise(6, 7, 3))
 
 
-@pytest.mark.parametrize("profile", [b"no profile", b"\0" * 200, exchanged()[:300]])
+@pytest.mark.parametrize("profile", [b"no profile", b"\0" * 200, EXCHANGED[:300]])
 def test_a_damaged_profile_is_left_out(tmp_path: Path, profile: bytes):
     Image.fromarray(noise(6, 7, 3)).save(tmp_path / "a.png", icc_profile=profile)
     photo = open_photo(tmp_path / "a.png")
@@ -341,6 +350,23 @@ def test_frames_and_other_depths_are_named(tmp_path: Path):
     floats = encoded(Image.fromarray(np.ones((8, 8), np.float32)), "TIFF")
     with pytest.raises(ImageError, match="a: its values are of the type float: save it with 8 or 16 bits"):
         decode(floats, "a")
+
+
+def test_what_a_phone_writes_is_read(tmp_path: Path, upscaler: Upscaler):
+    """HEIC with EXIF."""
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.register_heif_opener()
+    exif = Image.Exif()
+    exif[0x010F] = "Phone"
+    data = encoded(Image.new("RGB", (64, 48), (200, 40, 40)), "HEIF", exif=exif, quality=95)
+    (tmp_path / "a.heic").write_bytes(data)
+    photo = open_photo(tmp_path / "a.heic")
+    assert photo.pixels.shape == (48, 64, 3) and np.abs(photo.pixels.astype(int) - (200, 40, 40)).max() <= 4
+    upscaler.upscale_file(tmp_path / "a.heic", tmp_path / "b.jpg")
+    result = Image.open(tmp_path / "b.jpg")
+    assert result.size == (256, 192) and result.getexif()[0x010F] == "Phone"
+    with pytest.raises(ImageError, match="cut: not a readable image"):
+        decode(data[: len(data) // 2], "cut")
 
 
 # What Python gives

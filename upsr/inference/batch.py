@@ -19,7 +19,7 @@ from upsr.inference.upscaler import Empty, Tick, Upscaler
 from upsr.photo.formats import FORMATS, format_of, is_image_name
 from upsr.photo.reading import Photo, open_photo
 from upsr.photo.size import Size
-from upsr.photo.writing import WHITE, check_target, save
+from upsr.photo.writing import WHITE, check_target, save, suited
 
 Progress = Callable[[Photo], AbstractContextManager[Tick]]
 
@@ -135,7 +135,7 @@ def upscale(model: Upscaler, job: Job, style: Style, *, seed: int, tile: int, pr
     if len(os.fsencode(job.target.name)) > NAME_BYTES:
         raise ImageError(f"{job.target}: the file name is too long: shorten it")
     job.target.parent.mkdir(parents=True, exist_ok=True)
-    photo = photo.plain() if style.srgb else photo
+    photo = photo.plain() if style.srgb else suited(photo, job.target)
     photo = replace(photo, header=None) if style.strip else photo
     with progress(photo) as tick:
         if style.maps:

@@ -21,7 +21,7 @@ from upsr.models.atd import ATD, build_atd
 from upsr.models.unet import build_unet
 from upsr.photo.alpha import fill, is_flat, limits
 from upsr.photo.reading import ImageLike, Photo, as_photo, open_photo
-from upsr.photo.writing import check_target, save
+from upsr.photo.writing import check_target, save, suited
 from upsr.pretrained import Pretrained, load_pretrained, weights_file
 
 Empty = Callable[[tuple[int, ...], np.dtype], np.ndarray]
@@ -105,7 +105,8 @@ class Upscaler:
         Returns the upscaled array in the colours of the source. Raises `ImageError` for a file that cannot be read or
         written.
         """
-        photo, target = open_photo(source), Path(target)
+        target = Path(target)
+        photo = suited(open_photo(source), target)
         height, width = (side * self.scale for side in photo.pixels.shape[:2])
         check_target(target, width, height)
         larger = self.enlarge(photo, seed=seed, tile=tile)

@@ -12,6 +12,8 @@ class Format:
     deep: bool = False
     """Whether it holds 16 bits per channel."""
     alpha: bool = True
+    profile: bool = True
+    """Whether it holds an ICC profile."""
     side: int = 10_000_000
     """Largest width or height in pixels; libvips has 10 million."""
     quality: int | None = None
@@ -23,7 +25,7 @@ FORMATS = {
     "jpeg": Format((".jpg", ".jpeg", ".jpe", ".jfif"), alpha=False, side=65_535, quality=95),
     "webp": Format((".webp",), side=16_383, quality=95),
     "tiff": Format((".tif", ".tiff"), deep=True),
-    "bmp": Format((".bmp",), alpha=False, side=32_767),
+    "bmp": Format((".bmp",), alpha=False, profile=False, side=32_767),
     "avif": Format((".avif",), side=16_384, quality=90),
 }
 """By name."""

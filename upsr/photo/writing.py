@@ -42,6 +42,12 @@ def check_target(path: PurePath, width: int, height: int) -> None:
         raise ImageError(f"{path}: {name} holds {most} pixels a side, not {width}x{height}: write .png or .tif")
 
 
+def suited(photo: Photo, path: PurePath) -> Photo:
+    """The image in the colours that the format of a path can name: sRGB where it holds no profile."""
+    name = format_of(path)
+    return photo if name and FORMATS[name].profile else photo.plain()
+
+
 def save(
     path: Path,
     pixels: np.ndarray,
@@ -127,7 +133,7 @@ def _write(
         case "png":  # files as small as by default, in a quarter of the time
             image.pngsave_target(target, compression=3, filter="sub")
         case "jpeg":
-            image.jpegsave_target(target, Q=quality, optimize_coding=True)
+            image.jpegsave_target(target, Q=quality)
         case "webp":
             image.webpsave_target(target, Q=quality, lossless=quality == LOSSLESS)
         case "tiff":

@@ -140,9 +140,8 @@ def _prepare(worktree: Path, values: Values) -> None:
     if is_new and LOCK.is_file():  # the outputs that this checkout has already
         shutil.copy(LOCK, worktree)
         executor.run([*executor.DVC, "checkout", "--allow-missing"], cwd=worktree, log=_log)
-    # params.yaml with its comments
+    # params.yaml with its comments, written as DVC writes it
     yaml_file = YAML()
-    yaml_file.preserve_quotes, yaml_file.width = True, 4096
     settings = yaml_file.load(PARAMS.read_text())
     apply(settings, values, f"{PARAMS}: sweep.cross")
     yaml_file.dump(settings, worktree / PARAMS)

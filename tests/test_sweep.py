@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -54,6 +55,19 @@ def test_what_no_stage_makes_is_linked_and_nothing_else(repository: Path) -> Non
         (repository / "data" / name).mkdir(parents=True)
     linked = sweep._untracked(settings(data={"folder": "photos"}))
     assert {str(path) for path in linked} == {"data/archives", "data/benchmarks/Set5", "photos"}
+
+
+@pytest.mark.slow
+def test_a_worktree_differs_in_the_values_of_its_experiment_alone(repository: Path) -> None:
+    shutil.copy(ROOT / "params.yaml", repository)
+    (repository / "dvc.yaml").write_text("stages: {a: {cmd: x}}")
+    subprocess.run([*executor.DVC, "init", "-q"], check=True)
+    commit()
+    worktree = sweep._worktree("a")
+    sweep._prepare(worktree, {"unet.dim": 32, "train.init": "none"})
+    shown = subprocess.check_output(["git", "diff", "-U0"], cwd=worktree, text=True).splitlines()
+    changed = [line for line in shown[4:] if line[0] in "+-"]
+    assert changed == ["-  dim: 48", "+  dim: 32", "-  init: starter", "+  init: none"]
 
 
 def test_what_no_run_could_have_is_refused_before_any_work(repository: Path) -> None:

@@ -39,14 +39,11 @@ def run(options: argparse.Namespace) -> None:
     from upsr.files import atomic
 
     source = file_of(options.name)
-    for path in (options.params, source):
-        read_yaml(path)  # ruamel.yaml keeps comments, but does not bound what aliases and nesting make of a file
-    yaml = YAML()
-    yaml.preserve_quotes, yaml.width = True, 4096
-    null = "tag:yaml.org,2002:null"
-    yaml.representer.add_representer(type(None), lambda representer, _: representer.represent_scalar(null, "null"))
+    read_yaml(options.params)  # bounds what aliases and nesting make of the file, which is then read with its comments
+    new_values = read_yaml(source)
+    yaml = YAML()  # writes as DVC does: other lines stay as they are
     values = yaml.load(options.params)
-    changes = list(merge(values, yaml.load(source)))
+    changes = list(merge(values, new_values))
     text = io.StringIO()
     yaml.dump(values, text)
     parse(Params, YAML(typ="safe").load(text.getvalue()), str(source))

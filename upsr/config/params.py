@@ -3,8 +3,11 @@
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-import yaml
 from pydantic import Field, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import DuplicateKeyError
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.nodes import CollectionNode, Node
 
 from upsr.config.data import Crop, Data, Pack
 from upsr.config.degradation import Degradation
@@ -129,31 +132,37 @@ def load_params(path: str | Path = "params.yaml") -> Params:
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The plain values of a YAML file of keys. Raises `ConfigError`, in one line, for any other file."""
+    """The plain values of a YAML file of keys, read as DVC reads it: YAML 1.2, in which 010 is 10 and `yes` a text.
+
+    Raises `ConfigError`, in one line, for any other file.
+    """
     try:
-        loader = yaml.SafeLoader(Path(path).read_text(encoding="utf-8"))
-        root = loader.get_single_node()
+        loader = YAML(typ="safe", pure=True)  # libyaml crashes where the file is nested too deeply
+        root = loader.compose(Path(path).read_text(encoding="utf-8"))
         if _written_out(root, {}) > MOST_NODES:
             raise ConfigError(f"{path}: has more than {MOST_NODES} values with its aliases written out: remove some")
-        values = loader.construct_document(root) if root else None
+        values = loader.constructor.construct_document(root) if root else None
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file: run the command in the project folder") from None
     except RecursionError:
         raise ConfigError(f"{path}: not valid YAML: it is nested too deeply") from None
     except ConfigError:
         raise
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError) as error:  # month 13, `!!int ''`, no UTF-8
+    except DuplicateKeyError as error:
+        line = error.problem_mark.line + 1
+        raise ConfigError(f"{path}: {short(str(error.problem))} in line {line}: remove one") from None
+    except (YAMLError, ValueError, LookupError, AttributeError) as error:  # month 13, `!!int ''`, no UTF-8
         raise ConfigError(f"{path}: not valid YAML: {short(str(error), 400)}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: has no keys: write `key: value` lines")
     return values
 
 
-def _written_out(node: yaml.Node | None, known: dict[int, int]) -> int:
+def _written_out(node: Node | None, known: dict[int, int]) -> int:
     """The number of values below a node, with aliases written out: YAML copies them where it merges (`<<`)."""
     if id(node) not in known:
         known[id(node)] = MOST_NODES  # met again below itself: it has no end
-        children = node.value if isinstance(node, yaml.CollectionNode) else []
+        children = node.value if isinstance(node, CollectionNode) else []
         pairs = [part for child in children for part in (child if isinstance(child, tuple) else (child,))]
         known[id(node)] = 1 + sum(_written_out(part, known) for part in pairs)
     return known[id(node)]

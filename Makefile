@@ -2,11 +2,12 @@
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
+PORT ?= 5000
 PREFECT ?= http://127.0.0.1:4200/api
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DO_NOT_TRACK := 1
 
-.PHONY: help repro test test-fast drill check ui flow sweep study nightly nightly-serve docs lock clean
+.PHONY: help repro experiments test test-fast drill check ui flow sweep study nightly nightly-serve docs lock clean
 
 help: ## print this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -19,9 +20,15 @@ help: ## print this list
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	touch $@
 
-repro: .venv/ready ## run the whole pipeline: download, crop, pack, train, evaluate, report
+.git:
+	@echo "$(CURDIR): no git clone, and DVC needs one: git init && git add -A && git commit -m start" >&2; exit 2
+
+repro: .git .venv/ready ## run the whole pipeline: download, crop, pack, train, evaluate, report
 	dvc repro
 	@echo "Open reports/index.html. Compare runs with: make ui"
+
+experiments: .git .venv/ready ## list experiments: what differs, PSNR, SSIM and LPIPS, the best one marked
+	@python -m pipelines.experiments
 
 test: check ## run every check and test, as CI does
 	pytest
@@ -37,13 +44,15 @@ check: .venv/ready
 	ruff format --check
 	mypy
 
-ui: .venv/ready ## open MLflow on http://127.0.0.1:5000
-	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --host 127.0.0.1 --port 5000 --backend-store-uri sqlite:///mlflow.db
+ui: .venv/ready ## open MLflow on http://127.0.0.1:5000, or on another port by PORT=5001
+	@python -c 'import socket; socket.create_server(("127.0.0.1", $(PORT)))' 2>/dev/null || \
+		{ echo "port $(PORT): taken, or no port: name another, such as make ui PORT=5001" >&2; exit 2; }
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --host 127.0.0.1 --port $(PORT) --backend-store-uri sqlite:///mlflow.db
 
-flow: .venv/ready ## run the pipeline as a Prefect flow, stage by stage
+flow: .git .venv/ready ## run the pipeline as a Prefect flow, stage by stage
 	python -m pipelines.flows pipeline
 
-sweep: .venv/ready ## run every combination of sweep.cross in params.yaml as a DVC experiment
+sweep: .git .venv/ready ## run every combination of sweep.cross in params.yaml as a DVC experiment
 	python -m pipelines.flows sweep
 
 study: .venv/ready ## train and measure what scales/study.yaml plans and docs/study lacks; JOBS=2 at a time

@@ -21,7 +21,7 @@ from upsr.data.benchmarks import Benchmark, open_benchmarks
 from upsr.evaluation.metrics import Row
 from upsr.evaluation.runs import EvaluationRun, Outcome, evaluate
 from upsr.evaluation.spread import all_devices
-from upsr.evaluation.statistics import showcase, summary, table
+from upsr.evaluation.statistics import headline, showcase, table
 from upsr.files import DataError, atomic, remove_temporary, sha256
 from upsr.images import read_rgb
 from upsr.pretrained import FILE, load_pretrained
@@ -144,7 +144,7 @@ def _write(out: Path, outcome: Outcome, facts: dict[str, Any], benchmarks: list[
     _write_table(out / "summary.csv", table(outcome.rows))
     upsr = [{k: v for k, v in row.items() if k != "model"} for row in outcome.rows if row["model"] == "upsr"]
     _write_table(out / "upsr.csv", named(upsr, "picture", "benchmark", "picture"))
-    _write_json(out / "metrics.json", summary(outcome.rows))
+    _write_json(out / "metrics.json", headline(outcome.rows, "upsr"))  # DVC makes a column of each
     _write_json(out / "manifests.json", {b.name: b.manifest for b in benchmarks})
     _write_json(out / "run.json", facts)
 

@@ -163,7 +163,7 @@ def sweep(root: str | None = None) -> State[None]:
             failed = fan_out(jobs, folder, params.jobs) if jobs else []
             if failed:
                 raise executor.JobsFailed(failed)
-        return Completed(message=f"{len(names)} experiments were run: `dvc exp show` lists them")
+        return Completed(message=f"{len(names)} experiments were run: `make experiments` lists them")
 
 
 def nightly_cron() -> str:

@@ -104,7 +104,7 @@ def experiment(name: str, values: Values, parent: str | None) -> None:
                 executor.run(executor.repro(stage), cwd=worktree, log=_log, grace=GRACE_SECONDS)
                 _share(stage, key, worktree)
         if (worktree / METRICS).is_file():
-            tracker.metrics(tracking.flatten(json.loads((worktree / METRICS).read_text()), separator="/"))
+            tracker.metrics(json.loads((worktree / METRICS).read_text()))
     with _locked("save"):  # all worktrees share DVC's references: two concurrent saves would fail
         executor.run([*executor.DVC, "exp", "save", "--force", "--name", name], cwd=worktree, log=_log)
     _remove(worktree)

@@ -20,7 +20,7 @@ from upsr.data.benchmarks import Benchmark, open_benchmark
 from upsr.evaluation.measure import Upscale, bicubic, measure
 from upsr.evaluation.metrics import BEST_PSNR, Metrics, Row, higher_is_better, ssim
 from upsr.evaluation.protocol import PROTOCOLS, for_fidelity
-from upsr.evaluation.statistics import interval, showcase, summary, table
+from upsr.evaluation.statistics import headline, interval, showcase, summary, table
 from upsr.images import number_of, read_rgb, resize, to_image, to_tensor, write
 
 ROOT = Path(__file__).parent.parent
@@ -250,6 +250,14 @@ def test_means_leave_missing_values_out() -> None:
     assert summary(rows) == {
         "x": {"m": {"psnr": 25.0, "seconds": 1.5, "niqe": 5.0}, "n": {"psnr": 40.0, "seconds": 3.0}}
     }
+
+
+def test_the_headline_is_one_model_s_three_figures_of_each_benchmark() -> None:
+    figures = {"psnr": 20.0, "ssim": 0.5, "lpips": 0.3, "niqe": 4.0, "seconds": 1.0}
+    rows = [{"benchmark": "x", "model": name, "picture": "1"} | figures for name in ("bicubic", "upsr")]
+    rows += [{"benchmark": "y", "model": "upsr", "picture": "1", "niqe": 4.0}]
+    rows += [{"benchmark": "z", "model": "bicubic", "picture": "1", "psnr": 20.0}]
+    assert headline(rows, "upsr") == {"x/psnr": 20.0, "x/ssim": 0.5, "x/lpips": 0.3}
 
 
 def test_an_interval_holds_the_mean_and_forgets_the_order() -> None:

@@ -100,7 +100,7 @@ while params["unet"]["dim"] == 32 and not pathlib.Path(place, "go").exists(): ti
 state.unlink()
 pathlib.Path("models/unet/weights").write_text(name)
 os.makedirs("reports/evaluate")
-pathlib.Path("reports/evaluate/metrics.json").write_text(json.dumps({{"Set5": {{"psnr": 30.5}}}}))
+pathlib.Path("reports/evaluate/metrics.json").write_text(json.dumps({{"Set5/psnr": 30.5}}))
 """
 STAGES = """
 stages:

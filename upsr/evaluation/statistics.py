@@ -9,6 +9,7 @@ NAMES = ("benchmark", "model", "picture")
 RESAMPLES = 9999
 CONFIDENCE = 0.95
 ENOUGH_IMAGES = 30  # for the bootstrap
+HEADLINE = {"psnr": max, "ssim": max, "lpips": min}  # what experiments are compared by, and which value is the best
 RANKED_BY = ("lpips", "dists", "niqe", "psnr")  # images are ranked by the first of these that was measured
 
 
@@ -18,6 +19,16 @@ def summary(rows: Iterable[Row]) -> dict[str, dict[str, dict[str, float]]]:
     for (benchmark, model, metric), values in _values(rows).items():
         means.setdefault(benchmark, {}).setdefault(model, {})[metric] = fmean(values.values())
     return means
+
+
+def headline(rows: Iterable[Row], model: str) -> dict[str, float]:
+    """The model's means of the headline metrics, where they were measured: `BENCHMARK/METRIC` -> mean."""
+    return {
+        f"{benchmark}/{metric}": means[model][metric]
+        for benchmark, means in summary(rows).items()
+        for metric in HEADLINE
+        if metric in means.get(model, {})
+    }
 
 
 def table(rows: Sequence[Row], baseline: str = "bicubic") -> list[Row]:

@@ -54,7 +54,7 @@ def _experiment(state: dict[str, Any], name: str, has_run: bool = True) -> Exper
     return Experiment(
         name,
         flatten(params),
-        {path: dep["hash"] for path, dep in data["deps"].items() if path.startswith(CODE)},
+        {path: dep["hash"] for path, dep in data["deps"].items() if path.startswith(CODE) and dep["hash"]},
         {key: value for key, value in metrics.items() if has_run and key.rpartition("/")[2] in HEADLINE},
     )
 
@@ -65,10 +65,13 @@ def _values(files: dict[str, Any]) -> dict[str, Any]:
 
 
 def differences(own: Experiment, base: Experiment) -> list[str]:
-    """`key=value`, as for `-S`, of each parameter that differs from the base, and the paths of other code."""
+    """`key=value`, as for `-S`, of each parameter that differs from the base, and the paths of other code.
+
+    A base that never ran has no code to differ from.
+    """
     keys = [key for key in base.params | own.params if own.params.get(key) != base.params.get(key)]
     values = [f"{key}={_text(own.params.get(key))}" for key in keys]
-    return values + [path for path in base.code | own.code if own.code.get(path) != base.code.get(path)]
+    return values + [path for path, digest in own.code.items() if base.code.get(path, digest) != digest]
 
 
 def _text(value: Any) -> str:

@@ -91,7 +91,8 @@ def test_an_experiment_trains_the_unet_alone_and_stands_beside_the_first(
     if not place:
         assert "Stage 'train_atd' didn't change, skipping" in output
     shown = project(sys.executable, "-m", "pipelines.experiments")
-    assert f"\n{name}: seed={len(place)}, unet.dim=32" in shown
+    (line,) = (line for line in shown.splitlines() if line.startswith(f"{name}: "))
+    assert "unet.dim=32" in line
     assert len(project.mlflow(f"select * from tags where key = 'dvc.experiment' and value = '{name}'")) >= 2
     dims = {value for (value,) in project.mlflow("select value from params where key = 'unet.dim'")}
     assert dims == {"16", "32"}

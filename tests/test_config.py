@@ -115,9 +115,9 @@ ODD_SCALARS = [
 def test_values_are_read_as_dvc_reads_them(tmp_path: Path):
     """One file, one meaning: what DVC compares is what the stages use."""
     path = tmp_path / "params.yaml"
-    path.write_text("".join(f"{text}: {text}\n" for text in ODD_SCALARS))
+    path.write_text("".join(f"k{i}: {text}\n" for i, text in enumerate(ODD_SCALARS)))
     values = read_yaml(path)
-    assert values[10] == 10 and values["yes"] == "yes"
+    assert values["k0"] == 10 and "yes" in values.values()
     assert values == load_yaml(path)
 
 

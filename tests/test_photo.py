@@ -1,6 +1,7 @@
 """Image files as photographers have them: turned, in other colours, transparent, deep, damaged, of many formats."""
 
 import io
+import multiprocessing
 import re
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageCms
 from torch import Tensor
 
+from upsr import images
 from upsr.files import ImageError
 from upsr.inference.upscaler import Upscaler
 from upsr.photo.formats import FORMATS
@@ -367,6 +369,15 @@ def test_what_a_phone_writes_is_read(tmp_path: Path, upscaler: Upscaler):
     assert result.size == (256, 192) and result.getexif()[0x010F] == "Phone"
     with pytest.raises(ImageError, match="cut: not a readable image"):
         decode(data[: len(data) // 2], "cut")
+
+
+def test_a_forked_process_gets_one_line_instead_of_waiting_for_ever(tmp_path: Path):
+    save(tmp_path / "a.png", noise(4, 4, 3))
+    open_photo(tmp_path / "a.png")
+    with multiprocessing.get_context("fork").Pool(1) as pool, pytest.raises(ImageError, match="method `spawn`"):
+        pool.apply_async(open_photo, [tmp_path / "a.png"]).get(timeout=60)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(images.read_rgb, [tmp_path / "a.png"]).shape == (4, 4, 3)
 
 
 # What Python gives

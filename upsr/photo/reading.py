@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 
 from upsr.files import ImageError, check_regular
 from upsr.photo import colour, jpeg
+from upsr.photo.fork import not_after_fork
 
 MAX_PIXELS = 2**29
 """The pixels of an image that is read, at most. A file of some kB can hold any number of them."""
@@ -126,11 +127,13 @@ def open_photo(path: str | Path, *, first_frame: bool = False) -> Photo:
     return decode(data, path, first_frame=first_frame)
 
 
+@not_after_fork
 def decode(data: bytes, name: str | Path, *, most: int = MAX_PIXELS, first_frame: bool = False) -> Photo:
     """Encoded bytes -> the image, turned as its EXIF orientation says. CMYK becomes sRGB.
 
     Raises `ImageError`, in one line that starts with `name`, for an image that is damaged or incomplete, of more than
-    `most` pixels, of several frames unless `first_frame`, or of other than 8 or 16 bits per channel.
+    `most` pixels, of several frames unless `first_frame`, or of other than 8 or 16 bits per channel; and in a process
+    that was forked after the first image was read.
     """
 
     def check(width: int, height: int, frames: int) -> None:

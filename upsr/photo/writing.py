@@ -12,6 +12,7 @@ from PIL import Image
 
 from upsr.files import ImageError, atomic
 from upsr.photo import colour
+from upsr.photo.fork import not_after_fork
 from upsr.photo.formats import FORMATS, format_of
 from upsr.photo.reading import Photo
 
@@ -48,6 +49,7 @@ def suited(photo: Photo, path: PurePath) -> Photo:
     return photo if name and FORMATS[name].profile else photo.plain()
 
 
+@not_after_fork
 def save(
     path: Path,
     pixels: np.ndarray,
@@ -75,6 +77,7 @@ def save(
         raise
 
 
+@not_after_fork
 def encode(pixels: np.ndarray, suffix: str) -> bytes:
     """(H, W, C) uint8 or uint16, C as of `Photo.array`, in sRGB -> a file's bytes. Raises `ImageError` as `save`."""
     name = PurePath(f"image{suffix}")

@@ -45,9 +45,7 @@ check: .venv/ready
 	mypy
 
 ui: .venv/ready ## open MLflow on http://127.0.0.1:5000, or on another port by PORT=5001
-	@python -c 'import socket; socket.create_server(("127.0.0.1", $(PORT)))' 2>/dev/null || \
-		{ echo "port $(PORT): taken, or no port: name another, such as make ui PORT=5001" >&2; exit 2; }
-	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --host 127.0.0.1 --port $(PORT) --backend-store-uri sqlite:///mlflow.db
+	@python -m pipelines.ui --port $(PORT)
 
 flow: .git .venv/ready ## run the pipeline as a Prefect flow, stage by stage
 	python -m pipelines.flows pipeline

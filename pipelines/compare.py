@@ -15,16 +15,19 @@ from typing import Any
 import pandas as pd
 
 from pipelines import tracking
+from pipelines.compare_page import PRIMARY, contrasts_markdown, html, markdown, plot
 from pipelines.contrasts import KEYS as IMAGE_KEYS
 from pipelines.contrasts import Declared, contrast_table, forest
-from upsr.evaluation.metrics import higher_is_better
 from upsr.files import atomic
 
 KEYS = ("uncertainty.variant", "unet.dim")
-# Parameters that cannot change the figures.
-IRRELEVANT = ("train.workers", "train.log_every", "train.preview_every", "train.save_every", "evaluate.workers")
-BASELINES = ("_bicubic", "_atd")  # suffixes of the other models' metrics
-PRIMARY = ("psnr", "lpips")  # distortion and perception, the axes of the plot
+# Parameters that cannot change the figures of a benchmark.
+IRRELEVANT = (
+    *("train.workers", "train.log_every", "train.preview_every", "train.save_every"),
+    *("evaluate.workers", "evaluate.benchmarks"),
+)
+BICUBIC = "_bicubic"
+BASELINES = (BICUBIC, "_atd")  # suffixes: of UPSR's differences, and up to 0.2.0 of other models' metrics in its run
 PER_IMAGE = "per_image.json"  # a table that the stage `evaluate` logs
 
 
@@ -34,18 +37,19 @@ class CompareError(ValueError):
 
 @dataclass(frozen=True)
 class Run:
-    """A finished MLflow run; `figures` has the last value of each metric."""
+    """UPSR's finished MLflow run. `figures` has the last value of each metric, `bicubic` those of the run beside it."""
 
     id: str
     params: dict[str, str]
     tags: dict[str, str]
     figures: dict[str, float]
+    bicubic: dict[str, float]
 
 
 def compare(
     benchmark: str, folder: Path, experiment: str = "evaluate", against: str = "uncertainty.variant=residual"
 ) -> Path:
-    """Writes `variants.md`, `variants.png` and `variants-forest.png` to `folder`, and returns the path of the first.
+    """Writes `variants.md`, its two plots, and `compare.html`, all in one, to `folder`. Returns the path of the first.
 
     `against` is KEY=VALUE: each arm is contrasted with the one that has this value and is otherwise equal. Without such
     a pair there is no forest plot. Raises `CompareError` if no run measured the benchmark, if KEY does not differ
@@ -64,22 +68,36 @@ def compare(
     forest_path.unlink(missing_ok=True)
     if not contrasts.empty:
         forest(contrasts, forest_path)
-    # page
+    # pages
     page = folder / "variants.md"
     text = markdown(table, columns, benchmark, len(runs), excluded)
-    with atomic(page) as temporary:
-        temporary.write_text(text + contrasts_markdown(contrasts, against, unpaired, without_table), encoding="utf-8")
+    text += contrasts_markdown(contrasts, against, unpaired, without_table)
+    for path, contents in ((page, text), (folder / "compare.html", html(text, folder))):
+        with atomic(path) as temporary:
+            temporary.write_text(contents, encoding="utf-8")
     return page
 
 
 def finished_runs(experiment: str) -> list[Run]:
-    """The finished runs of an experiment, newest first; empty if the experiment does not exist.
+    """UPSR's finished runs of an experiment, newest first; empty if the experiment does not exist.
 
-    Raises `CompareError` if MLflow cannot be reached.
+    Raises `CompareError` if MLflow cannot be reached, and `DataError` if there is no store.
     """
     with _reachable():
         found = _search(experiment)
-    return [Run(r.info.run_id, dict(r.data.params), dict(r.data.tags), dict(r.data.metrics)) for r in found]
+    beside = {_parent(r): dict(r.data.metrics) for r in found if r.data.tags.get("model") == "bicubic"}
+    return [_run(r, beside.get(_parent(r), {})) for r in found if r.data.tags.get("model", "upsr") == "upsr"]
+
+
+def _parent(run: Any) -> str:
+    return str(run.data.tags.get("mlflow.parentRunId", run.info.run_id))
+
+
+def _run(run: Any, bicubic: dict[str, float]) -> Run:
+    figures = dict(run.data.metrics)
+    # up to 0.2.0, bicubic's figures are in the same run
+    suffixed = {name.removesuffix(BICUBIC): value for name, value in figures.items() if name.endswith(BICUBIC)}
+    return Run(run.info.run_id, dict(run.data.params), dict(run.data.tags), figures, bicubic or suffixed)
 
 
 @contextmanager
@@ -96,7 +114,7 @@ def _reachable() -> Iterator[None]:
 
 def _search(experiment: str) -> list[Any]:
     """The finished runs as MLflow's records, read page by page."""
-    store = tracking.client()
+    store = tracking.client(create=False)
     found = store.get_experiment_by_name(experiment)
     runs: list[Any] = []
     token: str | None = ""
@@ -153,7 +171,7 @@ def _upsr_metrics(runs: Iterable[Run], benchmark: str) -> list[str]:
     """The names of UPSR's metrics on a benchmark, in order of first appearance."""
     names = dict.fromkeys(name.removeprefix(f"{benchmark}/") for run in runs for name in run.figures
                           if name.startswith(f"{benchmark}/"))  # fmt: skip
-    return [n for n in names if not n.endswith(BASELINES) and "_over_" not in n and n != "seconds"]
+    return [n for n in names if not n.endswith(BASELINES) and n != "seconds"]
 
 
 def arm_names(runs: Sequence[Run], columns: list[str]) -> list[str]:
@@ -196,7 +214,7 @@ def per_image(runs: Sequence[Run], columns: list[str], benchmark: str) -> tuple[
     """
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # else three bars a run
     with _reachable():
-        store = tracking.client()
+        store = tracking.client(create=False)
         tables = [_per_image(store, run, benchmark) for run in runs]
     found, without = [pd.DataFrame(columns=list(IMAGE_KEYS))], []
     for run, arm, table in zip(runs, arm_names(runs, columns), tables, strict=True):
@@ -213,90 +231,16 @@ def _per_image(store: Any, run: Run, benchmark: str) -> pd.DataFrame:
         return pd.DataFrame()
     with tempfile.TemporaryDirectory() as folder:
         table = pd.read_json(store.download_artifacts(run.id, PER_IMAGE, folder), orient="split")
-    names = table["picture"].str.extract("^(?P<benchmark>[^/]+)/(?P<picture>.+)/(?P<model>[^/]+)$")
-    metrics = table.drop(columns=["picture", "seconds"], errors="ignore")
-    rows = pd.concat([names, metrics], axis=1)
-    return rows[(rows["benchmark"] == benchmark) & (rows["model"] == "upsr")].drop(columns="model")
+    if "model" not in run.tags:  # up to 0.2.0, the table has all models
+        table = table[table["picture"].str.endswith("/upsr")]
+        table["picture"] = table["picture"].str.removesuffix("/upsr")
+    names = table["picture"].str.extract("^(?P<benchmark>[^/]+)/(?P<picture>.+)$")
+    rows = pd.concat([names, table.drop(columns=["picture", "seconds"], errors="ignore")], axis=1)
+    return rows[rows["benchmark"] == benchmark]
 
 
-def _reference(runs: Sequence[Run], benchmark: str) -> tuple[float, float]:
-    """PSNR and LPIPS of bicubic, which is the same in all runs."""
-    figures = runs[0].figures
-    return figures[f"{benchmark}/psnr_bicubic"], figures[f"{benchmark}/lpips_bicubic"]
-
-
-def markdown(table: pd.DataFrame, columns: list[str], benchmark: str, runs: int, excluded: list[str]) -> str:
-    """The page: how many runs, the table with the best of each metric in bold, the plot, and what was excluded."""
-    metrics = [str(c) for c in table if f"{c} std" in table]
-    best = {m: table[m].max() if higher_is_better(m) else table[m].min() for m in metrics}
-
-    def cell(row: Any, metric: str) -> str:
-        spread = row[f"{metric} std"]
-        text = f"{row[metric]:.4f}" + ("" if pd.isna(spread) else f" ± {spread:.4f}")
-        return f"**{text}**" if row[metric] == best[metric] else text
-
-    head = [*columns, "seeds", *(f"{m} {'↑' if higher_is_better(m) else '↓'}" for m in metrics)]
-    lines = [f"# Uncertainty variants on {benchmark}", ""]
-    lines += [f"UPSR in {runs} runs: mean ± standard deviation over seeds. The best mean is bold.", ""]
-    lines += ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    for _, row in table.iterrows():
-        cells = [str(row[c]) for c in (*columns, "seeds")] + [cell(row, m) for m in metrics]
-        lines.append("| " + " | ".join(cells) + " |")
-    if excluded:
-        lines += ["", f"Left out: {', '.join(excluded)}."]
-    return "\n".join([*lines, "", "![PSNR against LPIPS](variants.png)", ""])
-
-
-def contrasts_markdown(contrasts: pd.DataFrame, against: str, unpaired: list[str], without_table: list[str]) -> str:
-    """The page's section on contrasts: the table, each row in words, the forest plot, and what was left out."""
-    lines = ["", "## Contrasts", ""]
-    if contrasts.empty:
-        lines += [f"None: no two arms with values per image differ by `{against}` alone.", ""]
-    else:
-        lines += [
-            f"Each arm minus the arm that differs from it by `{against}` alone, paired by training seed and image. The "
-            "95 % intervals cover the variation of both, but those of two seeds can be too narrow. Holm's "
-            f"correction is over all contrasts of {' and '.join(PRIMARY)}, and over those of the other metrics.",
-            "",
-            "| contrast | metric | difference | 95 % interval | p after Holm | verdict | seeds | images |",
-            "|" + " --- |" * 8,
-            *(_contrast_line(row) for _, row in contrasts.iterrows()),
-            "",
-            *(f"- {text}" for text in contrasts["sentence"]),
-            "",
-            "![Forest plot of the contrasts](variants-forest.png)",
-            "",
-        ]
-    if unpaired:
-        lines += [f"Without an arm to compare with: {', '.join(unpaired)}.", ""]
-    if without_table:
-        lines += [f"Left out of the contrasts, without values per image: {', '.join(without_table)}.", ""]
-    return "\n".join(lines)
-
-
-def _contrast_line(row: pd.Series) -> str:
-    numbers = row[["difference", "low", "high", "p_holm"]]
-    difference, low, high, p = ("" if pd.isna(x) else f"{x:.4f}" for x in numbers)
-    reach = f"{low} to {high}" if low else ""
-    cells = [row["contrast"], row["metric"], difference, reach, p, row["verdict"], row["seeds"], row["images"]]
-    return "| " + " | ".join(str(cell) for cell in cells) + " |"
-
-
-def plot(table: pd.DataFrame, columns: list[str], bicubic: tuple[float, float], benchmark: str, path: Path) -> None:
-    """PSNR against LPIPS, with error bars of one standard deviation; better is up and to the right."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 5), layout="constrained")
-    axes = figure.subplots()
-    for _, row in table.iterrows():
-        label = ", ".join(str(row[c]) for c in columns)
-        spread = {"xerr": row["psnr std"], "yerr": row["lpips std"]}
-        known = {k: v for k, v in spread.items() if not pd.isna(v)}
-        axes.errorbar(row["psnr"], row["lpips"], **known, fmt="o", capsize=3, label=label)
-    axes.plot(*bicubic, "kx", label="bicubic")
-    axes.set(xlabel="PSNR (dB) → better", ylabel="LPIPS → better (axis inverted)", title=f"Variants on {benchmark}")
-    axes.invert_yaxis()
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
-    with atomic(path) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
+def _reference(runs: Sequence[Run], benchmark: str) -> tuple[float, float] | None:
+    """PSNR and LPIPS of bicubic, which is the same in all runs; None where no run has them."""
+    names = [f"{benchmark}/{metric}" for metric in PRIMARY]
+    found = [run.bicubic for run in runs if all(name in run.bicubic for name in names)]
+    return (found[0][names[0]], found[0][names[1]]) if found else None

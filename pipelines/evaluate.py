@@ -8,12 +8,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import pandas as pd
 import torch
 
-from pipelines import registry, tracking
+from pipelines import tracking
+from pipelines.evaluate_runs import MODELS, named, record
 from pipelines.stage import run
 from upsr.allocator import keep_freed_memory
 from upsr.config import Params, load_params
@@ -21,19 +20,15 @@ from upsr.data.benchmarks import Benchmark, open_benchmarks
 from upsr.evaluation.metrics import Row
 from upsr.evaluation.runs import EvaluationRun, Outcome, evaluate
 from upsr.evaluation.spread import all_devices
-from upsr.evaluation.statistics import headline, showcase, table
+from upsr.evaluation.statistics import headline, table
 from upsr.files import DataError, atomic, remove_temporary, sha256
-from upsr.images import read_rgb
 from upsr.pretrained import FILE, load_pretrained
 
-MODELS = {"bicubic": None, "atd": Path("models/atd"), "upsr": Path("models/unet")}
 SAMPLE_STEPS = 10_000  # below this a training is a demonstration, and the report says so
 NOTE = (
     "Trained at sample scale, for minutes. These networks show that the training pipeline works; "
     "their figures and images say nothing about the method."
 )
-SHEETS = 4  # images per benchmark recorded in MLflow: the best and the worst
-SHEET_SIDE = 512  # pixels, at most
 PACKAGES = ("torch", "pyiqa", "numpy", "opencv-python-headless")
 
 
@@ -71,54 +66,6 @@ def peak_memory_mb() -> int:
     return round(max(peaks) / 1024)
 
 
-def figures(statistics: list[Row]) -> dict[str, float]:
-    """MLflow metrics. `Set5/psnr` is UPSR's mean, `Set5/psnr_atd` and `Set5/psnr_bicubic` are the other models',
-    and `Set5/psnr_over_bicubic` is UPSR's paired difference from bicubic."""
-    values = {}
-    for row in statistics:
-        name = f"{row['benchmark']}/{row['metric']}"
-        values[name if row["model"] == "upsr" else f"{name}_{row['model']}"] = row["mean"]
-        if row["model"] == "upsr" and row["difference"] is not None and row["metric"] != "seconds":
-            values[f"{name}_over_bicubic"] = row["difference"]
-    return values
-
-
-def sheet(folder: Path) -> np.ndarray:
-    """LR, each model's result and HR side by side, each at most `SHEET_SIDE` per side: (H, W, 3) uint8."""
-    paths = [folder / f"{name}.png" for name in ("lr", *MODELS, "hr")]
-    columns = [read_rgb(path) for path in paths if path.is_file()]
-    height, width = columns[-1].shape[:2]
-    factor = min(1.0, SHEET_SIDE / max(height, width))
-    size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    return np.concatenate([cv2.resize(x, size, interpolation=cv2.INTER_AREA) for x in columns], axis=1)
-
-
-def _record(experiment: str, params: Params, facts: dict[str, Any], outcome: Outcome, out: Path, example: Path) -> None:
-    """Records one MLflow run, and registers the model with `example` as its example input.
-
-    The run has the figures, tables, and the images with the largest and smallest gains with their maps.
-    """
-    tags = {"uncertainty.variant": params.uncertainty.variant} | {f"data.{n}": d for n, d in facts["digests"].items()}
-    run_name = f"{params.uncertainty.variant}-{facts['models']['unet']['dim']}"
-    statistics = table(outcome.rows)
-    labels = ("benchmark", "model", "metric")
-    with tracking.start(experiment, run_name, params.model_dump(mode="json"), tags) as tracker:
-        tracker.metrics(figures(statistics))
-        for_view = [{k: row[k] for k in (*labels, "mean")} | row for row in statistics]
-        tracker.table(named(for_view, "figure", *labels), "summary")
-        tracker.table(named(outcome.rows, "picture", "benchmark", "picture", "model"), "per_image")
-        tracker.artifact(out / "run.json")
-        for benchmark in facts["digests"]:
-            rows = [row for row in outcome.rows if row["benchmark"] == benchmark]
-            for name in showcase(rows, "upsr", SHEETS)[1]:
-                folder = out / "pictures" / benchmark / name
-                tracker.image(f"sheets/{benchmark}/{name}.png", sheet(folder))
-                tracker.grid(f"{benchmark}/{name}", read_rgb(folder / "upsr.png"))
-                for path in sorted(p for p in folder.glob("*.png") if p.stem not in ("lr", *MODELS, "hr")):
-                    tracker.image(f"maps/{benchmark}/{name}/{path.name}", read_rgb(path))
-        registry.register(tracker, Path("models/unet", FILE), example)
-
-
 def _write_json(path: Path, values: dict[str, Any]) -> None:
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -127,16 +74,6 @@ def _write_json(path: Path, values: dict[str, Any]) -> None:
 def _write_table(path: Path, rows: list[Row]) -> None:
     with atomic(path) as temporary:
         pd.DataFrame(rows).to_csv(temporary, index=False)
-
-
-def named(rows: list[Row], column: str, *names: str) -> list[Row]:
-    """The rows with the columns `names` joined into a first column, such as `Set5/baby`.
-
-    MLflow's table view and DVC's plots match the rows of different runs by it.
-    """
-    return [
-        {column: "/".join(row[n] for n in names)} | {k: v for k, v in row.items() if k not in names} for row in rows
-    ]
 
 
 def _write(out: Path, outcome: Outcome, facts: dict[str, Any], benchmarks: list[Benchmark]) -> None:
@@ -179,7 +116,7 @@ def main() -> None:
     facts = identity(params, benchmarks) | {"peak_memory_mb": peak_memory_mb()}
     facts |= {"failed": outcome.failed, "absent": outcome.absent, "absent_benchmarks": missing}
     _write(options.out, outcome, facts, benchmarks)
-    _record(options.experiment, params, facts, outcome, options.out, benchmarks[0].pairs[0].lr)
+    record(options.experiment, params, facts, outcome, options.out, benchmarks)
     _print(outcome)
     if outcome.lost:
         raise DataError(

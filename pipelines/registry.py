@@ -7,15 +7,16 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import requires, version
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlparse
+from urllib.parse import urlencode, urlparse
 from urllib.request import url2pathname
 
 from pipelines import tracking
-from upsr.files import sha256
+from upsr.files import DataError, sha256
 from upsr.pretrained import FILE, load_pretrained
 
 if TYPE_CHECKING:
@@ -33,12 +34,15 @@ ABOUT = (
 )
 
 
-def register(tracker: tracking.Tracker, weights: Path, example: Path) -> None:
+def register(
+    tracker: tracking.Tracker, weights: Path, example: Path, figures: str = "", images: Sequence[str] = ()
+) -> None:
     """Registers the weights as a new version of `upsr`, unless the newest version has the same weights.
 
-    `example` becomes the input example. MLflow loads the weights file with this library's code, and no pickle.
+    `example` becomes the input example. MLflow loads the weights file with this library's code, and no pickle. The
+    version's page shows `figures`, in markdown, and `images`, artifacts of the tracker's run.
     """
-    tracker.send(partial(_register, weights, example))
+    tracker.send(partial(_register, weights, example, figures, images))
 
 
 def champion() -> "ModelVersion | None":
@@ -73,12 +77,13 @@ def weights_of(uri: str) -> Path:
     from mlflow.exceptions import MlflowException
 
     try:
-        artifacts, key, digest = _artifacts(tracking.client(), uri)
+        artifacts, key, digest = _artifacts(uri)
         url = urlparse(artifacts)
         local = Path(url2pathname(url.path)) if url.scheme in ("", "file") else _download(artifacts, key, digest)
-    except (MlflowException, OSError) as error:
+    except (MlflowException, DataError, OSError) as error:
         raise ValueError(
             f"{uri}: not available from MLflow at {tracking.store_address()[0]}: {tracking.one_line(error)}"
+            f"{_remedy(uri, error)}"
         ) from None
     found = sorted([local] if local.is_file() else local.rglob(FILE))
     if not found:
@@ -88,11 +93,23 @@ def weights_of(uri: str) -> Path:
     return found[0]
 
 
-def _artifacts(store: "MlflowClient", uri: str) -> tuple[str, str, str | None]:
+def _remedy(uri: str, error: Exception) -> str:
+    """What to do where MLflow answers that there is no such model."""
+    if getattr(error, "error_code", "") not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+        return ""
+    version = newest()
+    if version is None:
+        return ": `dvc repro` registers the model that it measures"
+    champion = f"; `make nightly` gives the alias {CHAMPION} to a version that surpasses bicubic" if "@" in uri else ""
+    return f": name a version, up to models:/{NAME}/{version.version}{champion}"
+
+
+def _artifacts(uri: str) -> tuple[str, str, str | None]:
     """The address of the artifacts of `uri`, the cache key of a copy, and the weights' SHA-256 where it is known."""
     match = re.fullmatch(r"(?:models:/([^/@]+)(?:@(.+)|/(\d+)))|(?:runs:/([^/]+)/(.+))", uri)
     if not match:
         raise ValueError(f"{uri}: not an address: write models:/NAME@ALIAS, models:/NAME/VERSION or runs:/ID/PATH")
+    store = tracking.client(create=False)
     name, alias, number, run, path = match.groups()
     if run:
         return f"{store.get_run(run).info.artifact_uri}/{path}", f"{run}-{path.replace('/', '-')}", None
@@ -122,7 +139,9 @@ def _newest(store: "MlflowClient") -> "ModelVersion | None":
     return max(store.search_model_versions(f"name = '{NAME}'"), key=lambda v: int(v.version), default=None)
 
 
-def _register(weights: Path, example: Path, store: "MlflowClient", run: str) -> None:
+def _register(
+    weights: Path, example: Path, figures: str, images: Sequence[str], store: "MlflowClient", run: str
+) -> None:
     digest = sha256(weights)
     latest = _newest(store)
     if latest and latest.tags.get("sha256") == digest:
@@ -138,7 +157,9 @@ def _register(weights: Path, example: Path, store: "MlflowClient", run: str) -> 
     tags = {"sha256": digest, "licence": LICENCE, "scale": str(settings["scale"])}
     if "unet" in settings:
         tags |= {"uncertainty.variant": settings["uncertainty"]["variant"], "unet.dim": str(settings["unet"]["dim"])}
-    store.create_model_version(NAME, f"{store.get_run(run).info.artifact_uri}/model", run, tags=tags)
+    shown = [f"![{path}](get-artifact?{urlencode({'path': path, 'run_uuid': run})})" for path in images]
+    page, source = "\n\n".join([figures, *shown]), f"{store.get_run(run).info.artifact_uri}/model"
+    store.create_model_version(NAME, source, run, tags=tags, description=page)
 
 
 def _save(folder: Path, weights: Path, example: Path) -> None:

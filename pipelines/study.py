@@ -347,8 +347,7 @@ def _keep(run: Run, rows: list[Row], facts: dict[str, Any], parent: str | None) 
     with atomic(RESULTS / f"{run.name}.csv") as temporary:
         table.round(5).to_csv(temporary, index=False)
     means = table.drop(columns="picture").groupby("benchmark").mean()
-    tags = {"arm": run.arm} | ({"mlflow.parentRunId": parent} if parent else {})
-    with tracking.start("study", run.name, dict(run.settings), tags) as tracker:
+    with tracking.start("study", run.name, dict(run.settings), {"arm": run.arm}, parent=parent) as tracker:
         tracker.metrics({f"{b}/{m}": float(v) for b, row in means.iterrows() for m, v in row.items()})
         tracker.artifact(RESULTS / f"{run.name}.csv")
         tracker.artifact(run.folder / TRAINED / "log.csv")

@@ -77,7 +77,7 @@ def recorded(params: Params) -> Iterator[str | None]:
     `upsr compare`.
     """
     id_file = WORKTREES / _git("rev-parse", "HEAD")[:8] / "parent"
-    with _run(_git("rev-parse", "--short", "HEAD"), {"cross": params.sweep.cross}, {}, id_file) as tracker:
+    with _run(_git("rev-parse", "--short", "HEAD"), {"cross": params.sweep.cross}, id_file) as tracker:
         yield tracker.run_id
         try:
             tracker.artifact(compare(HOLDOUT, id_file.parent / "compare").parent)
@@ -96,8 +96,7 @@ def experiment(name: str, values: Values, parent: str | None) -> None:
     _prepare(worktree, values)
     executor.mend_locks(worktree)
     os.environ["DVC_EXP_NAME"] = name  # the tag of the stages' MLflow runs, as in DVC's own experiments
-    tags = {"mlflow.parentRunId": parent} if parent else {}
-    with _run(name, dict(values), tags, worktree / WORKTREES / "run") as tracker:
+    with _run(name, dict(values), worktree / WORKTREES / "run", parent) as tracker:
         for stage, key in _stage_keys(worktree, values).items():
             with _locked(key):
                 _restore(stage, key, worktree)
@@ -111,10 +110,10 @@ def experiment(name: str, values: Values, parent: str | None) -> None:
 
 
 @contextmanager
-def _run(name: str, values: dict[str, Any], tags: dict[str, str], id_file: Path) -> Iterator[tracking.Tracker]:
+def _run(name: str, values: dict[str, Any], id_file: Path, parent: str | None = None) -> Iterator[tracking.Tracker]:
     """An MLflow run in the experiment `sweep`. Its id is stored in `id_file`, so that a killed run can continue."""
     run_id = id_file.read_text() if id_file.is_file() else None
-    with tracking.start("sweep", name, values, tags, run_id=run_id) as tracker:
+    with tracking.start("sweep", name, values, {}, run_id, parent) as tracker:
         if tracker.run_id:
             id_file.parent.mkdir(parents=True, exist_ok=True)
             id_file.write_text(tracker.run_id)

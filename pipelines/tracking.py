@@ -7,6 +7,7 @@ mlflow. They are separate files, so that a change of the registry makes no train
 
 import fcntl
 import hashlib
+import json
 import logging
 import os
 import re
@@ -23,6 +24,8 @@ from uuid import uuid4
 import numpy as np
 import yaml
 
+from pipelines.moved import mend
+from upsr.files import DataError
 from upsr.locks import Locked, locked
 
 if TYPE_CHECKING:
@@ -33,6 +36,8 @@ MAX_RETRY_SECONDS = 600.0
 PROCESS = "upsr.process"  # tag: the name of the file that a run's process has locked
 METRICS_PER_CALL = 1000  # limits of the store
 PARAMS_PER_CALL = 100
+DIGEST_LENGTH = 36
+HEADLINE = ("psnr", "ssim", "lpips")
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # `Tracker` retries without blocking the training
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
@@ -69,6 +74,14 @@ class Tracker:
         now = time.time_ns() // 1_000_000
         self._metrics += [(re.sub(r"[^\w./ :-]", "_", k), float(v), now, step or 0) for k, v in values.items()]
         self._flush()
+
+    def figures(self, values: dict[str, float]) -> None:
+        """Metrics of a model, such as `Set5/psnr`, and its `headline`."""
+        self.metrics(headline(values) | values)
+
+    def dataset(self, name: str, digest: str, source: Path, use: str) -> None:
+        """Logs data that the run reads: MLflow's column Dataset. `use` is `training` or `evaluation`."""
+        self.send(partial(_log_dataset, name, digest, source, use))
 
     def image(self, path_in_run: str, image: np.ndarray) -> None:
         """Logs an image, (H, W, 3) uint8, as the artifact `path_in_run`; its suffix is the format."""
@@ -149,15 +162,20 @@ class NullTracker(Tracker):
 
 @contextmanager
 def start(
-    experiment: str, name: str, params: dict[str, Any], tags: dict[str, str], run_id: str | None = None
+    experiment: str,
+    name: str,
+    params: dict[str, Any],
+    tags: dict[str, str],
+    run_id: str | None = None,
+    parent: str | None = None,
 ) -> Iterator[Tracker]:
-    """A run of `experiment`, named `name`. With `run_id` it continues that run if the store has it.
+    """A run of `experiment`, named `name`, below the run `parent`. With `run_id` it continues that run if it exists.
 
     The run ends FAILED if the block raises, KILLED on Ctrl-C or `SystemExit(128 + signal)`. `tags` override the
     automatic ones: commit, DVC experiment, hash of the packed data, device.
     """
     tracker = _tracker(experiment, name, run_id)
-    tracker.describe(params, _default_tags() | tags)
+    tracker.describe(params, _default_tags() | tags | ({"mlflow.parentRunId": parent} if parent else {}))
     status = "FINISHED"
     try:
         yield tracker
@@ -166,6 +184,12 @@ def start(
         raise
     finally:
         tracker.close(status)
+
+
+def headline(figures: dict[str, float]) -> dict[str, float]:
+    """PSNR, SSIM and LPIPS on the first benchmark that has a PSNR, by these names, which MLflow lists first."""
+    benchmark = next((name for name in figures if name.endswith("/psnr")), "").partition("/")[0]
+    return {m.upper(): figures[f"{benchmark}/{m}"] for m in HEADLINE if f"{benchmark}/{m}" in figures}
 
 
 def flatten(values: dict[str, Any], prefix: str = "", separator: str = ".") -> dict[str, Any]:
@@ -190,23 +214,31 @@ def _status(error: BaseException) -> str:
     return "KILLED" if killed or isinstance(error, KeyboardInterrupt) else "FAILED"
 
 
-def client() -> "MlflowClient":
+def client(create: bool = True) -> "MlflowClient":
     """A client of the store, after a test call.
 
-    While the store is down, raises an error for which `may_pass` is true.
+    While the store is down, raises an error for which `may_pass` is true. Raises `DataError` for a local store that
+    does not exist, unless `create`, and for one of a moved checkout that cannot be written.
     """
     for key, value in ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     from mlflow import MlflowClient
 
     uri, folder = store_address()
+    database = Path(uri.removeprefix("sqlite:///"))
+    if folder and not create and not database.is_file():
+        raise DataError(f"{database}: no MLflow store: go to a checkout with runs, or set MLFLOW_TRACKING_URI")
     with _locked(folder) if folder else nullcontext():
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
+        if folder:
+            mend(database, folder / "mlartifacts")
     return client
 
 
 def _connect(experiment: str, name: str, run_id: str | None) -> tuple["MlflowClient", str, ExitStack]:
+    from mlflow.tracking.context.registry import resolve_tags
+
     store = client()
     folder = store_address()[1]
     with _locked(folder or main_checkout()) as running:
@@ -220,7 +252,8 @@ def _connect(experiment: str, name: str, run_id: str | None) -> tuple["MlflowCli
             except OSError:  # without locks nobody can tell whether the run is alive
                 mark.unlink()
             if not (run_id and _reopened(store, run_id, mark.name)):
-                run_id = store.create_run(experiment_id, tags={PROCESS: mark.name}, run_name=name).info.run_id
+                tags = resolve_tags({PROCESS: mark.name})  # user, source and commit, as in other runs of MLflow
+                run_id = store.create_run(experiment_id, tags=tags, run_name=name).info.run_id
             return store, run_id, lock.pop_all()
 
 
@@ -300,6 +333,13 @@ def _log_tags(tags: dict[str, str], client: "MlflowClient", run: str) -> None:
     from mlflow.entities import RunTag
 
     client.log_batch(run, tags=[RunTag(key, value) for key, value in tags.items()])
+
+
+def _log_dataset(name: str, digest: str, source: Path, use: str, client: "MlflowClient", run: str) -> None:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    data = Dataset(name, digest[:DIGEST_LENGTH], "local", json.dumps({"uri": str(source)}))
+    client.log_inputs(run, [DatasetInput(data, [InputTag("mlflow.data.context", use)])])
 
 
 def may_pass(error: Exception) -> bool:

@@ -74,6 +74,7 @@ def train_atd(params: Params, recipe: Recipe, scale: int, folder: Path, body: Pa
         seed=params.seed,
         settings={**settings, "degradation": params.degradation},
         inputs={"x2_weights": short_digest(body)} if body else {},
+        tags={"width": str(params.atd.dim)},
         init=initial_weights("atd", params.atd.dim, params.train.init),
         save=save,
         upscale=lambda atd, lr: atd(lr),

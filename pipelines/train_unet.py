@@ -106,6 +106,7 @@ def train_denoiser(params: Params, wrap: Callable[[nn.Module], nn.Module] = lamb
         inputs={"atd_weights": short_digest(ATD)}
         | ({"edge_weights": short_digest(Path(detector))} if detector else {})
         | ({"teacher": short_digest(teacher)} if teacher else {}),
+        tags={"variant": params.uncertainty.variant, "width": str(params.unet.dim)},
         init=None if teacher else initial_weights("unet", params.unet.dim, init),
         save=save,
         upscale=upscale,

@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ from upsr.training.validation import Validation, held_out
 WEIGHTS = Path("data/metric_weights")
 LMDB = Path("data/train.lmdb")
 VALIDATION = Path("data/validation")
+RUN_ID = "run_id"  # file in a model's folder: the id of its MLflow run, and a digest of the training
 PREVIEWS = 3  # rows of a preview sheet
 # Keys of `train` that change neither the weights nor the choice of the best: they may change when a training resumes.
 CHANGEABLE = {"init", "workers", "checkpointing", "preview_every", "save_every", "keep", "max_bad_steps"}
@@ -52,6 +54,7 @@ def train(
     seed: int,
     settings: Mapping[str, Section | int],
     inputs: dict[str, str],
+    tags: dict[str, str],
     init: Path | None,
     save: Callable[[Path, nn.Module], None],
     upscale: Callable[[nn.Module, Tensor], Tensor],
@@ -60,9 +63,9 @@ def train(
     """Trains one network. Writes weights, log, checkpoints and previews to `folder`, and one MLflow run `name`.
 
     `settings` configure the network and its pairs, `inputs` are digests of other input files, and `init` is the
-    initial weights file. A state with other values of these is rejected. The last state is kept until `finish`, so
-    that a completed training is not repeated. Raises `TrainingError` for such a state, and `Locked` where another
-    process trains in `folder`.
+    initial weights file. A state with other values of these is rejected. `tags` are for MLflow's table of
+    runs. The last state is kept until `finish`, so that a completed training is not repeated. Raises `TrainingError`
+    for such a state, and `Locked` where another process trains in `folder`.
     """
     # data
     folder.mkdir(parents=True, exist_ok=True)
@@ -76,20 +79,21 @@ def train(
     plain |= {"recipe": recipe.model_dump(mode="json"), "seed": seed}
     plain |= {"train": shared.model_dump(exclude=CHANGEABLE)}
     # MLflow run, which a second training in the same folder must not end
-    run_file = folder / "run_id"
-    run_id = run_file.read_text() if run_file.is_file() and any(folder.glob("state-*.pt")) else None
+    training = hashlib.sha256(json.dumps(plain | inputs, sort_keys=True).encode()).hexdigest()[:16]
+    tags = tags | {"steps": str(recipe.steps), "seed": str(seed)}
     section = experiment.replace("-", "_")
     with (
         alone(folder),
-        tracking.start(experiment, name, plain, inputs, run_id=run_id) as tracker,
+        tracking.start(experiment, name, plain, inputs | tags, run_id=_run_id(folder, training)) as tracker,
         memory_errors_in_one_line(section, recipe.micro_batch, recipe.patch),
     ):
+        tracker.dataset(LMDB.name, inputs["data"], LMDB, "training")
+        if not any(folder.glob("state-*.pt")):  # `fit` may refuse a state, and then its run's id must stay
+            _keep_run_id(folder, tracker.run_id, training)
 
         def report(step: int, values: dict[str, float]) -> None:
             tracker.metrics(values, step)
-            if tracker.run_id:  # None until the store was reached once
-                with atomic(run_file) as temporary:
-                    temporary.write_text(tracker.run_id)
+            _keep_run_id(folder, tracker.run_id, training)
 
         fit(
             build(),
@@ -147,7 +151,20 @@ def finish(*folders: Path) -> None:
     """Removes the training states and MLflow run ids. Results stay."""
     for folder in folders:
         clear(folder)
-        (folder / "run_id").unlink(missing_ok=True)
+        (folder / RUN_ID).unlink(missing_ok=True)
+
+
+def _run_id(folder: Path, training: str) -> str | None:
+    """The id of the MLflow run that recorded this training before it was interrupted; `training` is a digest."""
+    path = folder / RUN_ID
+    run_id, _, digest = path.read_text().partition(" ") if path.is_file() else ("", "", "")
+    return run_id if digest == training else None
+
+
+def _keep_run_id(folder: Path, run_id: str | None, training: str) -> None:
+    if run_id and is_main():  # None until the store was reached once
+        with atomic(folder / RUN_ID) as temporary:
+            temporary.write_text(f"{run_id} {training}")
 
 
 def _data_digest() -> str:

@@ -51,17 +51,41 @@ def test_the_chain_leaves_what_it_promises(project: Project):
 
 def test_mlflow_agrees_with_the_metrics_and_knows_where_they_came_from(project: Project):
     means = read_means(project)
-    for model, name in (("upsr", "holdout/psnr"), ("bicubic", "holdout/psnr_bicubic")):
-        assert project.mlflow(f"select value from latest_metrics where key = '{name}'")[0][0] == means[model]["psnr"]
+    measured = "select tags.value, metrics.value from tags join latest_metrics as metrics using (run_uuid)"
+    for name in ("holdout/psnr", "PSNR"):
+        found = dict(project.mlflow(f"{measured} where tags.key = 'model' and metrics.key = '{name}'"))
+        assert found == {model: figures["psnr"] for model, figures in means.items()}
+    parents = project.mlflow("select distinct value from tags where key = 'mlflow.parentRunId'")
+    assert parents == project.mlflow("select run_uuid from runs where name = 'residual-16' and experiment_id = 3")
     assert list((project.root / "mlartifacts").rglob("maps/holdout/*/weight.png")), "no maps beside the figures"
     experiments = {name for (name,) in project.mlflow("select name from experiments")}
     assert {"train-atd", "train-unet", "evaluate"} <= experiments
     commit = project("git", "rev-parse", "HEAD~1").strip()
     tags = project.mlflow("select value from tags where key = 'git.commit'")
-    assert [value for (value,) in tags] == [commit] * 3
-    assert len(project.mlflow("select value from params where key = 'unet.dim' and value = '16'")) == 2
+    assert [value for (value,) in tags] == [commit] * 6  # two trainings, an evaluation, three models
+    assert len(project.mlflow("select value from params where key = 'unet.dim' and value = '16'")) == 3
     assert {status for (status,) in project.mlflow("select status from runs")} == {"FINISHED"}
     assert project.mlflow("select count(*) from metrics where key = 'loss'")[0][0] == 4  # a row per two steps
+
+
+def test_the_table_of_runs_and_the_model_say_at_first_sight_what_was_measured(project: Project):
+    def tags(name: str) -> dict[str, str]:
+        columns = "'model', 'variant', 'width', 'steps', 'seed', 'mlflow.source.name'"
+        of = f"select key, value from tags join runs using (run_uuid) where name = '{name}' and key in ({columns})"
+        return {key: Path(value).name for key, value in project.mlflow(of)}
+
+    source, atd = {"mlflow.source.name": "evaluate.py"}, {"width": "16", "steps": "4", "seed": "0"}
+    assert tags("bicubic") == source | {"model": "bicubic"}
+    assert tags("atd-16") == source | atd | {"model": "atd"}
+    assert tags("upsr-residual-16") == source | atd | {"model": "upsr", "variant": "residual"}
+    digest = project.json("reports/evaluate/run.json")["digests"]["holdout"]
+    inputs = "inputs join datasets on source_id = dataset_uuid group by name, digest order by name"
+    data = project.mlflow(f"select datasets.name, digest, count(*) from {inputs.replace('name', 'datasets.name')}")
+    assert data[0] == ("holdout", digest[:36], 4) and data[1][0] == "train.lmdb" and data[1][2] == 2
+    ((page,),) = project.mlflow("select description from model_versions")
+    psnr = project.json("reports/evaluate/metrics.json")["holdout"]["upsr"]["psnr"]
+    assert f"| holdout | upsr | {psnr:.4f} |" in page
+    assert page.count("![sheets/holdout/") == 4
 
 
 def test_a_second_repro_finds_nothing_to_do(project: Project):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import tracking
-from pipelines.evaluate import named
+from pipelines.evaluate_runs import named
 from upsr import images
 from upsr.__main__ import main
 
@@ -18,7 +18,7 @@ def store(tmp_path_factory: pytest.TempPathFactory):
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
         record("residual", 0, psnr=1.0, lpips=0.9)  # done again below
         record("residual", 0, psnr=20.0, lpips=0.5)
-        record("residual", 1, psnr=22.0, lpips=0.7)
+        record("residual", 1, psnr=22.0, lpips=0.7, old=True)
         record("dynamic", 0, psnr=21.5, lpips=0.4)
         record("dynamic", 1, psnr=21.5, lpips=0.4, workers=2)
         record("dynamic", 1, psnr=30.0, lpips=0.1, steps=15)  # another chain: a line of its own
@@ -39,21 +39,36 @@ def record(
     digest: str = "a",
     images: int = 4,
     experiment: str = "evaluate",
+    old: bool = False,
     **more,
 ):
-    """A run as the stage `evaluate` records it; without images it has no table of them."""
+    """The runs that the stage `evaluate` records, or the one of 0.2.0; without images it has no table of them."""
     params = {"seed": seed, "unet": {"dim": 48}, "uncertainty": {"variant": variant}, "diffusion": {"steps": steps}}
     params |= {"train": {"workers": workers}} | more
-    with tracking.start(experiment, variant, params, {"data.holdout": digest}) as tracker:
-        figures = {"psnr": psnr, "lpips": lpips, "psnr_bicubic": 19.0, "lpips_bicubic": 0.8, "psnr_atd": 18.0}
-        tracker.metrics({f"holdout/{name}": value for name, value in figures.items()})
-        rows = [
-            {"benchmark": benchmark, "picture": f"a/{i}", "model": model, "psnr": psnr + i, "lpips": lpips}
-            for benchmark, model in (("holdout", "bicubic"), ("holdout", "upsr"), ("Set5", "upsr"))
-            for i in range(images)
-        ]
-        if images:
-            tracker.table(named(rows, "picture", "benchmark", "picture", "model"), "per_image")
+    tags = {"data.holdout": digest}
+    figures = {"psnr": psnr, "lpips": lpips, "psnr_minus_bicubic": psnr - 19}
+    bicubic = {"psnr": 19.0, "lpips": 0.8}
+    rows = [
+        {"benchmark": benchmark, "picture": f"a/{i}", "model": model, "psnr": psnr + i, "lpips": lpips}
+        for benchmark, model in (("holdout", "bicubic"), ("holdout", "upsr"), ("Set5", "upsr"))
+        for i in range(images)
+        if old or model == "upsr"
+    ]
+    with tracking.start(experiment, variant, params, tags) as parent:
+        if old:
+            figures |= {"psnr_bicubic": 19.0, "lpips_bicubic": 0.8, "psnr_atd": 18.0, "psnr_over_bicubic": psnr - 19}
+            log(parent, figures, rows, "picture", "model")
+            return
+        for model, own in (("bicubic", bicubic), ("upsr", figures)):
+            name, settings = f"{model}-{variant}", params if model == "upsr" else {}
+            with tracking.start(experiment, name, settings, tags | {"model": model}, parent=parent.run_id) as tracker:
+                log(tracker, own, [{k: v for k, v in row.items() if k != "model"} for row in rows], "picture")
+
+
+def log(tracker: tracking.Tracker, figures: dict[str, float], rows: list[dict], *names: str) -> None:
+    tracker.figures({f"holdout/{name}": value for name, value in figures.items()})
+    if rows:
+        tracker.table(named(rows, "picture", "benchmark", *names), "per_image")
 
 
 def cells(page: str) -> list[list[str]]:
@@ -73,6 +88,9 @@ def test_settings_are_compared_over_their_seeds(store, tmp_path: Path, capsys: p
     assert "1 with other images, 1 with parameters of another version, 2 with a newer run of the same settings" in page
     assert images.read(tmp_path / "variants.png").shape[:2] == (600, 840)
     assert page in capsys.readouterr().out
+    assert "**Best on average: in PSNR, dynamic, 48, 15 (30.0000); in LPIPS, dynamic, 48, 15 (0.1000).**" in page
+    shown = (tmp_path / "compare.html").read_text()
+    assert "<td>dynamic</td>" in shown and shown.count('src="data:image/png;base64,') == 2 and 'png"' not in shown
 
 
 def contrasts(folder: Path, *options: str) -> tuple[list[list[str]], str]:
@@ -124,7 +142,7 @@ def test_a_difference_is_found_and_missing_tables_are_named(store, tmp_path: Pat
     ]
     assert "holdout: PSNR of dynamic is better than that of residual by 0.965 (" in page
     assert "holdout: not measured: psnr of isotropic is missing for a/3, seed 0: evaluate it again" in page
-    assert "without values per image: dynamic (" in page
+    assert "without values per image: upsr-dynamic (" in page
 
 
 @pytest.mark.parametrize("against", ["residual", "train.workers=1"])
@@ -134,6 +152,15 @@ def test_a_reference_that_no_run_could_have_is_refused(store, tmp_path: Path, ca
     assert end.value.code == 2
     reason = "no such setting: write KEY=VALUE, KEY one of uncertainty.variant, unet.dim, diffusion.steps"
     assert f"--against {against}: {reason}" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_folder_stays_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(SystemExit):
+        main(["compare"])
+    assert "mlflow.db: no MLflow store: go to a checkout" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -153,6 +154,41 @@ def test_a_model_that_is_not_there_is_one_line(
     assert stopped.value.code == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert line.startswith(f"error: {uri}: ") and says in line
+
+
+def test_no_champion_yet_says_how_there_comes_one(store: Path, picture: Path) -> None:
+    with pytest.raises(ValueError, match=r"mlflow\.db: no MLflow store: go to a checkout with runs"):
+        registry.weights_of(CHAMPION)
+    assert {path.name for path in store.iterdir()} == {picture.name}, "reading made a store"
+    with tracking.start("train-atd", "first", {}, {}):
+        pass
+    with pytest.raises(ValueError, match="`dvc repro` registers the model that it measures"):
+        registry.weights_of(CHAMPION)
+    register(painter(store / "weights.safetensors", 0.25), picture)
+    with pytest.raises(ValueError, match=r"up to models:/upsr/1; `make nightly` gives the alias champion"):
+        registry.weights_of(CHAMPION)
+    with pytest.raises(ValueError, match=r": name a version, up to models:/upsr/1$"):
+        registry.weights_of("models:/upsr/7")
+
+
+@pytest.mark.parametrize("old_place", ["stays", "goes"])
+def test_a_copy_and_a_move_of_the_checkout_have_their_own_files(
+    old_place: str, store: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = store / "old", store / "new"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{old}/mlflow.db")
+    weights = painter(store / "weights.safetensors", 0.25)
+    register(weights, picture)
+    shutil.copytree(old, new)
+    if old_place == "goes":
+        shutil.rmtree(old)
+    before = set(old.rglob("*"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{new}/mlflow.db")
+    assert registry.weights_of("models:/upsr/1").is_relative_to(new)
+    with tracking.start("evaluate", "after", {}, {}) as tracker:
+        tracker.artifact(weights)
+    assert list(new.glob(f"mlartifacts/evaluate/{tracker.run_id}/artifacts/{weights.name}"))
+    assert set(old.rglob("*")) == before
 
 
 def test_other_weights_than_were_registered_are_refused(store: Path, picture: Path) -> None:

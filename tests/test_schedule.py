@@ -2,6 +2,7 @@
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import time
@@ -125,6 +126,27 @@ def test_a_kill_repeats_nothing_that_was_done(tmp_path: Path, store: Path):
     assert second.startswith("resuming from step") and second.endswith("of models/atd")
     assert same(cut.weights(), whole.weights())
     assert (cut.x2 / "log.csv").read_bytes() == (whole.x2 / "log.csv").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_training_that_is_killed_before_it_saved_anything_goes_on_in_its_run(tmp_path: Path, store: Path):
+    """Another training in the same folder has a run of its own."""
+    stage = Stage(tmp_path, store, "direct_x4", {}, steps=500)
+    (tmp_path / "params.yaml").write_text(
+        (tmp_path / "params.yaml").read_text().replace('"save_every": 1', '"save_every": 400')
+    )
+    for _ in range(2):
+        process = stage.start()
+        while not (stage.atd / "log.csv").is_file():
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.01)
+        process.kill()
+        process.communicate()
+    assert not any(stage.atd.glob("state-*.pt"))
+    stage.configure("direct_x4", {}, steps=1)
+    stage()
+    with sqlite3.connect(tmp_path / "mlflow.db") as runs:
+        assert runs.execute("select status from runs order by start_time").fetchall() == [("KILLED",), ("FINISHED",)]
 
 
 @pytest.mark.slow

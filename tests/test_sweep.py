@@ -171,7 +171,7 @@ def test_a_sweep_that_was_stopped_finishes_only_the_rest(
     assert all(run.data.tags["mlflow.parentRunId"] == parent.info.run_id for run in children)
     assert all(run.data.metrics == {"Set5/psnr": 30.5} for run in children)
     plots = {Path(file.path).name for file in client.list_artifacts(parent.info.run_id, "compare")}
-    assert plots == {"variants.md", "variants.png", "variants-forest.png"}
+    assert plots == {"compare.html", "variants.md", "variants.png", "variants-forest.png"}
 
 
 def worktrees(repository: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -15,8 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import until
+from mlflow import MlflowClient
+from test_report import browser, script
 
 from pipelines import tracking
+from pipelines.evaluate_runs import save_view
 
 ROOT = Path(__file__).parents[1]
 
@@ -270,6 +275,46 @@ def test_logging_costs_little(store: Path) -> None:
             tracker.metrics({f"m{i}": float(step) for i in range(6)}, step)
         spent = time.monotonic() - begun
     assert spent < 0.2
+
+
+@pytest.mark.slow
+def test_make_ui_and_mlflow_ui_show_this_checkout_and_models_line_up(
+    tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By MLflow's own page in a browser; one worker answers, and more would time out on a busy machine."""
+    monkeypatch.chdir(shutil.copy(tables, tmp_path / "mlflow.db").parent)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    with tracking.start("evaluate", "residual-48", {}, {}) as parent:
+        parent.send(save_view)
+        for model, psnr in (("bicubic", 25.5), ("upsr", 26.5)):
+            with tracking.start("evaluate", f"{model}-run", {}, {"model": model}, parent=parent.run_id) as tracker:
+                tracker.figures({"Set5/psnr": psnr, "Set5/lpips": 30 - psnr})
+    ports = {"-m pipelines.ui": free_port(), "-m mlflow ui": free_port()}
+    with ExitStack() as ends, (tmp_path / "out").open("w") as out:
+        for command, port in ports.items():
+            words = [sys.executable, *command.split(), "--port", str(port)]
+            server = subprocess.Popen(words, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+            ends.callback(os.killpg, server.pid, signal.SIGKILL)
+            wait_for(port)
+            assert MlflowClient(f"http://127.0.0.1:{port}").get_experiment_by_name("evaluate"), command
+            said = (tmp_path / "out").read_text()
+            if command == "-m pipelines.ui":
+                assert said.count("Started server process") == 1
+                (address,) = re.findall(r"evaluate +(http\S+)", said)
+                if shutil.which("chromium"):
+                    table = shown(address, tmp_path / "profile")
+                    assert re.search(r"upsr-run(?s:.)*bicubic-run", table) and "residual-48" not in table
+                    assert re.search(r"PSNR\nSSIM|PSNR\nLPIPS", table) and "26.5" in table and "25.5" in table
+
+
+def shown(address: str, profile: Path) -> str:
+    """The text of a page at 1400 pixels, as soon as the table of runs is on it."""
+    with browser(profile) as (call, _):
+        call("Emulation.setDeviceMetricsOverride", width=1400, height=900, deviceScaleFactor=1, mobile=False)
+        call("Page.navigate", url=address)
+        until(lambda: "matching run" in str(script(call, "document.body.innerText")))
+        return str(script(call, "document.body.innerText"))
 
 
 def free_port() -> int:

@@ -1,8 +1,7 @@
 """The MLflow runs of an evaluation: a parent, and a child for each model, so that models and variants line up."""
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,18 +15,24 @@ from upsr.evaluation.statistics import showcase, table
 from upsr.images import read_rgb
 from upsr.pretrained import FILE
 
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
 UPSR = Path("models/unet")
 MODELS = {"bicubic": None, "atd": Path("models/atd"), "upsr": UPSR}
 SHEETS = 4  # images per benchmark recorded in MLflow: the best and the worst
 SHEET_SIDE = 512  # pixels, at most
+HEADLINE = ("psnr", "ssim", "lpips")
 VIEW = "models"  # key of the saved view of MLflow's table
 COLUMNS = {  # of the view, and their widths in pixels
-    **{f"metrics.`{name.upper()}`": 75 for name in tracking.HEADLINE},
+    **{f"metrics.`{name.upper()}`": 75 for name in HEADLINE},
     **{f"tags.`{name}`": 75 for name in ("variant", "width", "steps", "seed", "model")},
     **{f"attributes.`{name}`": 150 for name in ("Dataset", "Source")},
+}
+MODELS_BY_LPIPS = {  # without their parents
+    "searchFilter": "tags.model != ''",
+    "orderByKey": "metrics.`LPIPS`",
+    "orderByAsc": True,
+    "selectedColumns": list(COLUMNS),
+    "columnOrder": list(COLUMNS),
+    "columnWidths": COLUMNS,
 }
 
 
@@ -47,15 +52,16 @@ def record(
     statistics, pictures = table(outcome.rows), out / "pictures"
     shown = _shown(outcome.rows)
     with tracking.start(experiment, name, values, _tags(columns["upsr"])) as parent:
-        parent.send(save_view)
-        parent.metrics(tracking.headline(figures(statistics, "upsr")))
+        parent.view(VIEW, MODELS_BY_LPIPS)
+        parent.metrics(headline(figures(statistics, "upsr")))
         parent.artifact(out / "run.json")
         _record_datasets(parent, benchmarks)
         for model, own in columns.items():
             tags, settings = _tags({"model": model} | own) | digests, values if model == "upsr" else {}
             with tracking.start(experiment, names[model], settings, tags, parent=parent.run_id) as tracker:
                 _record_datasets(tracker, benchmarks)
-                tracker.figures(figures(statistics, model))
+                own_figures = figures(statistics, model)
+                tracker.metrics(headline(own_figures) | own_figures)
                 _record_tables(tracker, _of(model, statistics), _of(model, outcome.rows))
                 _record_grids(tracker, model, pictures, shown)
                 if model == "upsr":
@@ -113,27 +119,17 @@ def _record_sheets(tracker: tracking.Tracker, pictures: Path, shown: list[str]) 
 def _card(statistics: list[Row]) -> str:
     """Each model's headline figures as a table in markdown."""
     means = {(row["benchmark"], row["model"], row["metric"]): row["mean"] for row in statistics}
-    lines = [f"| benchmark | model | {' | '.join(m.upper() for m in tracking.HEADLINE)} |", "|---" * 5 + "|"]
+    lines = [f"| benchmark | model | {' | '.join(m.upper() for m in HEADLINE)} |", "|---" * 5 + "|"]
     for benchmark, model in dict.fromkeys(key[:2] for key in means):
-        found = [means.get((benchmark, model, m)) for m in tracking.HEADLINE]
+        found = [means.get((benchmark, model, m)) for m in HEADLINE]
         lines.append(f"| {benchmark} | {model} | {' | '.join('–' if v is None else f'{v:.4f}' for v in found)} |")
     return "\n".join(lines)
 
 
-def save_view(client: "MlflowClient", run: str) -> None:
-    """Saves the view `VIEW` of the experiment as MLflow's page does: the models without their parents, by LPIPS."""
-    state = {
-        "searchFilter": "tags.model != ''",
-        "orderByKey": "metrics.`LPIPS`",
-        "orderByAsc": True,
-        "selectedColumns": list(COLUMNS),
-        "columnOrder": list(COLUMNS),
-        "columnWidths": COLUMNS,
-    }
-    view = {"name": "Models", "createdAt": 0, "state": json.dumps(state)}
-    client.set_experiment_tag(
-        client.get_run(run).info.experiment_id, f"mlflow.sharedViewState.{VIEW}", json.dumps(view)
-    )
+def headline(figures: dict[str, float]) -> dict[str, float]:
+    """PSNR, SSIM and LPIPS on the first benchmark that has a PSNR, by these names, which MLflow lists first."""
+    benchmark = next((name for name in figures if name.endswith("/psnr")), "").partition("/")[0]
+    return {m.upper(): figures[f"{benchmark}/{m}"] for m in HEADLINE if f"{benchmark}/{m}" in figures}
 
 
 def figures(statistics: list[Row], model: str) -> dict[str, float]:

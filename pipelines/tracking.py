@@ -37,7 +37,7 @@ PROCESS = "upsr.process"  # tag: the name of the file that a run's process has l
 METRICS_PER_CALL = 1000  # limits of the store
 PARAMS_PER_CALL = 100
 DIGEST_LENGTH = 36
-HEADLINE = ("psnr", "ssim", "lpips")
+VIEW = "mlflow.sharedViewState."  # start of an experiment's tag
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # `Tracker` retries without blocking the training
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
@@ -75,13 +75,13 @@ class Tracker:
         self._metrics += [(re.sub(r"[^\w./ :-]", "_", k), float(v), now, step or 0) for k, v in values.items()]
         self._flush()
 
-    def figures(self, values: dict[str, float]) -> None:
-        """Metrics of a model, such as `Set5/psnr`, and its `headline`."""
-        self.metrics(headline(values) | values)
-
     def dataset(self, name: str, digest: str, source: Path, use: str) -> None:
         """Logs data that the run reads: MLflow's column Dataset. `use` is `training` or `evaluation`."""
         self.send(partial(_log_dataset, name, digest, source, use))
+
+    def view(self, key: str, state: dict[str, Any]) -> None:
+        """Saves a view of the experiment's table, as MLflow's page does; its address has `viewStateShareKey=KEY`."""
+        self.send(partial(_save_view, key, state))
 
     def image(self, path_in_run: str, image: np.ndarray) -> None:
         """Logs an image, (H, W, 3) uint8, as the artifact `path_in_run`; its suffix is the format."""
@@ -184,12 +184,6 @@ def start(
         raise
     finally:
         tracker.close(status)
-
-
-def headline(figures: dict[str, float]) -> dict[str, float]:
-    """PSNR, SSIM and LPIPS on the first benchmark that has a PSNR, by these names, which MLflow lists first."""
-    benchmark = next((name for name in figures if name.endswith("/psnr")), "").partition("/")[0]
-    return {m.upper(): figures[f"{benchmark}/{m}"] for m in HEADLINE if f"{benchmark}/{m}" in figures}
 
 
 def flatten(values: dict[str, Any], prefix: str = "", separator: str = ".") -> dict[str, Any]:
@@ -340,6 +334,11 @@ def _log_dataset(name: str, digest: str, source: Path, use: str, client: "Mlflow
 
     data = Dataset(name, digest[:DIGEST_LENGTH], "local", json.dumps({"uri": str(source)}))
     client.log_inputs(run, [DatasetInput(data, [InputTag("mlflow.data.context", use)])])
+
+
+def _save_view(key: str, state: dict[str, Any], client: "MlflowClient", run: str) -> None:
+    view = {"name": key.capitalize(), "createdAt": 0, "state": json.dumps(state)}
+    client.set_experiment_tag(client.get_run(run).info.experiment_id, VIEW + key, json.dumps(view))
 
 
 def may_pass(error: Exception) -> bool:

@@ -23,7 +23,7 @@ def addresses(server: str) -> list[str]:
 
 
 def _query(tags: Mapping[str, str]) -> str:
-    view = {"viewStateShareKey": VIEW} if f"mlflow.sharedViewState.{VIEW}" in tags else {}
+    view = {"viewStateShareKey": VIEW} if tracking.VIEW + VIEW in tags else {}
     return urlencode({"workflowType": "machine_learning"} | view)
 
 

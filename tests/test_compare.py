@@ -66,7 +66,7 @@ def record(
 
 
 def log(tracker: tracking.Tracker, figures: dict[str, float], rows: list[dict], *names: str) -> None:
-    tracker.figures({f"holdout/{name}": value for name, value in figures.items()})
+    tracker.metrics({f"holdout/{name}": value for name, value in figures.items()})
     if rows:
         tracker.table(named(rows, "picture", "benchmark", *names), "per_image")
 

@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 from test_report import browser, script
 
 from pipelines import tracking
-from pipelines.evaluate_runs import save_view
+from pipelines.evaluate_runs import MODELS_BY_LPIPS, VIEW, headline
 
 ROOT = Path(__file__).parents[1]
 
@@ -286,10 +286,10 @@ def test_make_ui_and_mlflow_ui_show_this_checkout_and_models_line_up(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     with tracking.start("evaluate", "residual-48", {}, {}) as parent:
-        parent.send(save_view)
+        parent.view(VIEW, MODELS_BY_LPIPS)
         for model, psnr in (("bicubic", 25.5), ("upsr", 26.5)):
             with tracking.start("evaluate", f"{model}-run", {}, {"model": model}, parent=parent.run_id) as tracker:
-                tracker.figures({"Set5/psnr": psnr, "Set5/lpips": 30 - psnr})
+                tracker.metrics(headline({"Set5/psnr": psnr, "Set5/lpips": 30 - psnr}))
     ports = {"-m pipelines.ui": free_port(), "-m mlflow ui": free_port()}
     with ExitStack() as ends, (tmp_path / "out").open("w") as out:
         for command, port in ports.items():

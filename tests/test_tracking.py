@@ -285,6 +285,7 @@ def test_make_ui_and_mlflow_ui_show_this_checkout_and_models_line_up(
     monkeypatch.chdir(shutil.copy(tables, tmp_path / "mlflow.db").parent)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "120")  # MLflow's four workers take long to start
     with tracking.start("evaluate", "residual-48", {}, {}) as parent:
         parent.view(VIEW, MODELS_BY_LPIPS)
         for model, psnr in (("bicubic", 25.5), ("upsr", 26.5)):

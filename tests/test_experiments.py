@@ -142,4 +142,4 @@ def test_a_port_that_cannot_be_used_is_one_line(tmp_path: Path, port: str | None
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = port or str(taken.getsockname()[1])
         line, _ = do(tmp_path, "make", "--old-file=.venv/ready", "ui", f"PORT={port}", fails=True).splitlines()
-    assert line == f"port {port}: taken, or no port: name another, such as make ui PORT=5001"
+    assert line == f"error: port {port}: taken, or no port: name another, such as make ui PORT=5001"

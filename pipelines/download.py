@@ -45,8 +45,9 @@ def main() -> None:
     missing = {name: reason for name, reason in metric_weights.prepare(Path("data/metric_weights")).items() if reason}
     for name, reason in missing.items():
         print(f"metric {name} will not be measured: {reason}")
-    counts = (len(manifest[name]) for name in ("pictures", "corrupt", "ignored"))
-    print("download: {} images, {} corrupt, {} ignored".format(*counts))
+    print(f"download: {len(manifest['pictures'])} images")
+    if left_out := len(manifest["left_out"]):
+        print(f"download: {left_out} files left out: `left_out` in data/hr/manifest.json gives the reasons")
 
 
 if __name__ == "__main__":

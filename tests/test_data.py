@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -143,9 +144,9 @@ def test_a_truncated_picture_is_named_and_fatal_or_skipped(album, tmp_path, name
     truncate(album / name)
     with pytest.raises(DataError, match=rf"1 unreadable: .*{name}.*on_corrupt"):
         take(tmp_path)
-    assert len(json.loads((tmp_path / "hr/manifest.json").read_text())["corrupt"]) == 1
+    assert len(json.loads((tmp_path / "hr/manifest.json").read_text())["left_out"]) == 1
     manifest = take(tmp_path, on_corrupt="skip")
-    assert len(manifest["corrupt"]) == 1 and name in manifest["corrupt"][0]
+    assert len(manifest["left_out"]) == 1 and name in manifest["left_out"][0]
     assert not (tmp_path / "hr" / name).exists()
 
 
@@ -153,7 +154,8 @@ def test_a_truncated_picture_is_named_and_fatal_or_skipped(album, tmp_path, name
     ("changes", "message"),
     [
         ({"holdout": ["nobody"]}, "data.holdout.*nobody.*choose among alpha"),
-        ({"holdout": ["tiny"]}, "data.holdout.*tiny.png.*narrower than 4"),
+        ({"holdout": ["tiny"]}, "data.holdout.*tiny.png has 2x3 pixels.*narrower than 4.*name another image"),
+        ({"holdout": ["colour"], "max_side": 4}, "colour.png has 90x70 .*side has at most 4: .*data.holdout_side"),
         ({"validation": ["nobody"]}, "data.validation.*nobody.*choose among alpha"),
         ({"validation": ["tiny"]}, "data.validation.*tiny.png.*narrower than 4"),
         (
@@ -176,10 +178,121 @@ def test_the_users_folder_is_never_written_to(album, tmp_path):
     assert contents(album) == before
 
 
-def test_two_pictures_of_one_name_are_refused(album, tmp_path):
-    images.write(album / "photo.png", picture(9, 9))
-    with pytest.raises(DataError, match=r"photo\.png: photo\.jpg has the same name"):
+@pytest.mark.parametrize("output", ["hr", "holdout/HR", "validation"])
+def test_a_folder_that_holds_the_outputs_is_refused(album, tmp_path, output):
+    album.rename(tmp_path / "hr")
+    for folder in (tmp_path, tmp_path / output / "sub"):
+        with pytest.raises(DataError, match=rf"data\.folder: {folder} overlaps .*move the images"):
+            take(tmp_path, folder=folder)
+    assert len(images.find(tmp_path / "hr")) == 6
+
+
+ODD = [b"a/photo.png", b"b/photo.PNG", b"b/deeper/other.png", b"caf\xe9.png", b"l" * 251 + b".png", b"two\nlines.png"]
+
+
+def test_every_image_below_the_folder_is_trained_on_under_a_name_of_its_own(album, tmp_path):
+    """In sub-folders, of one name, and with names that DVC cannot hold; `crop` and `pack` take them all."""
+    for number, name in enumerate(ODD):
+        path = Path(os.fsdecode(os.fsencode(album) + b"/" + name))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(images.encode_png(picture(20, 30, number)))
+    manifest = take(tmp_path)
+    taken = {path.name: path.read_bytes() for path in images.find(tmp_path / "hr")}
+    assert {images.encode_png(picture(20, 30, number)) for number in range(len(ODD))} <= set(taken.values())
+    assert len(taken) == len(set(taken.values())) == 4 + len(ODD) and not manifest["left_out"]
+    assert {"grey.png", "other.png", "alpha.png"} <= taken.keys() and not {"photo.png", "photo.jpg"} & taken.keys()
+    origins = {entry["file"]: entry["origin"] for entry in manifest["pictures"]}
+    assert [origins[name] for name in taken if name.startswith("a_photo-")] == [f"{album}/a/photo.png"]
+    # the names last
+    images.write(album / "c/photo.png", picture(9, 9))
+    (album / "b/photo.PNG").unlink()
+    take(tmp_path)
+    assert {path.name for path in images.find(tmp_path / "hr")} & taken.keys() == taken.keys() - {
+        name for name in taken if name.startswith("b_photo-")
+    }
+    # the stages after it
+    cuts = {"size": 32, "step": 32, "threshold": 0, "min_gradient": 0, "on_corrupt": "fail"}
+    report = crop(tmp_path / "hr", tmp_path / "sub", **cuts)
+    assert len(report["cut"]) == 4 + len(ODD)
+    assert pack(tmp_path / "sub", tmp_path / "x.lmdb", "png") == report["subimages"]
+
+
+def test_one_of_several_images_of_a_name_is_held_out_by_the_name_that_the_error_gives(album, tmp_path):
+    images.write(album / "a/photo.png", picture(20, 20))
+    with pytest.raises(DataError, match=r"data\.holdout: no image is named photo: choose among ") as error:
+        take(tmp_path, holdout=["photo"])
+    (name,) = re.findall(rf"(\S+) \({album}/a/photo\.png\)", str(error.value))
+    take(tmp_path, holdout=[name])
+    assert np.array_equal(images.read_rgb(tmp_path / f"holdout/HR/{name}.png"), picture(20, 20))
+    assert len([path for path in images.find(tmp_path / "hr") if "photo" in path.name]) == 1
+
+
+def test_a_name_that_another_image_would_get_is_refused(album, tmp_path):
+    """As where someone copied an image out of an earlier data/hr."""
+    images.write(album / "a/photo.png", picture(20, 20))
+    take(tmp_path)
+    (copied,) = (tmp_path / "hr").glob("a_photo-*.png")
+    images.write(album / copied.name, picture(30, 30))
+    with pytest.raises(DataError, match=rf"a/photo\.png.* would have the same name {copied.stem} .*rename one"):
         take(tmp_path)
+
+
+def test_a_copy_of_a_held_out_image_is_not_trained_on_and_named(album, tmp_path, caplog):
+    (album / "again.png").write_bytes((album / "colour.png").read_bytes())
+    images.write(album / "sub/converted.bmp", images.read(album / "colour.png"))
+    images.write(album / "sub/shallow.png", images.read_rgb(album / "deep.png"))  # of 16 bits
+    left_out = [
+        f"{album}/again.png: has the pixels of {album}/colour.png, which data.holdout names",
+        f"{album}/sub/converted.bmp: has the pixels of {album}/colour.png, which data.holdout names",
+        f"{album}/sub/shallow.png: has the pixels of {album}/deep.png, which data.validation names",
+    ]
+    assert take(tmp_path)["left_out"] == left_out
+    assert [record.getMessage() for record in caplog.records] == [f"left out: {line}" for line in left_out]
+    assert {path.stem for path in images.find(tmp_path / "hr")} == {"photo", "grey", "alpha", "tiny"}
+
+
+def test_an_image_of_the_same_bytes_in_another_shape_is_no_copy(album, tmp_path):
+    images.write(album / "flat.png", np.full((40, 60, 3), 9, np.uint8))
+    images.write(album / "upright.png", np.full((60, 40, 3), 9, np.uint8))
+    assert not take(tmp_path, holdout=["flat"])["left_out"] and (tmp_path / "hr/upright.png").is_file()
+
+
+def test_checkpoints_are_not_chosen_on_a_copy_of_a_reported_image(album, tmp_path):
+    images.write(album / "copy.bmp", images.read(album / "colour.png"))
+    with pytest.raises(DataError, match=r"data\.validation: copy.* has the pixels of colour.*data\.holdout.*another"):
+        take(tmp_path, validation=["copy"])
+
+
+@pytest.mark.parametrize("on_corrupt", ["fail", "skip"])
+def test_a_held_out_image_that_cannot_be_read_is_fatal_and_named(album, tmp_path, on_corrupt):
+    truncate(album / "photo.jpg")
+    with pytest.raises(
+        DataError, match=r"data\.validation: .*photo\.jpg: .*replace or remove it, or name another image"
+    ):
+        take(tmp_path, validation=["photo"], on_corrupt=on_corrupt)
+
+
+def test_every_file_that_is_left_out_is_listed_with_the_reason(album, tmp_path):
+    (album / "sub/.thumbnails").mkdir(parents=True)
+    for name in ("notes.txt", "sub/film.mp4", "sub/.thumbnails/a.png", ".hidden.png"):
+        (album / name).write_bytes(b"hello")
+    (album / "sub/link").symlink_to(tmp_path)
+    (album / "lost.png").symlink_to("nowhere.png")
+    os.mkfifo(album / "pipe.png")
+    truncate(album / "grey.png")
+    left_out = dict(line.split(": ", 1) for line in take(tmp_path, on_corrupt="skip")["left_out"])
+    reasons = {
+        ".hidden.png": "hidden",
+        "sub/.thumbnails": "hidden",
+        "sub/link": "a link to a folder",
+        "notes.txt": "not an image",
+        "sub/film.mp4": "not an image",
+        "pipe.png": "not an image",
+        "grey.png": "truncated image: replace or remove it",
+        "lost.png": "cannot be read (No such file or directory): replace or remove it",
+    }
+    assert left_out.keys() == {f"{album}/{name}" for name in reasons}
+    assert all(reason in left_out[f"{album}/{name}"] for name, reason in reasons.items() if name != "grey.png")
 
 
 # crop

@@ -106,7 +106,8 @@ def test_every_one_of_a_thousand_files_is_accounted_for(
     monkeypatch.chdir(tmp_path)
     crops = {"size": 64, "step": 48}
     Path("params.yaml").write_text(json.dumps(settings(crop=crops, data={"on_corrupt": "skip"})))
-    held = next(name for name in thousand if name.startswith("rgb"))
+    held = "held.png"
+    images.write(Path("mixed", held), picture(48, 48))
     folders = {"train": Path("data/hr"), "holdout": Path("holdout")}
     options = {"reserved": {"holdout": [Path(held).stem]}, "max_side": 64, "scale": 4}
     taken = fetch("folder", "mixed", folders, on_corrupt="skip", **options)
@@ -114,9 +115,9 @@ def test_every_one_of_a_thousand_files_is_accounted_for(
     pipelines.pack.main()
 
     told = {f: "picture" for f in (p["file"] for p in taken["pictures"] if p["split"] == "train")}
-    told |= {Path(message.split(": ")[0]).name: "corrupt" for message in taken["corrupt"]}
-    told |= {name: "other" for name in taken["ignored"]}
-    assert told | {held: "picture"} == thousand
+    left_out = [line.split(": ", 1) for line in taken["left_out"]]
+    told |= {Path(p).name: "other" if why in ("hidden", "not an image") else "corrupt" for p, why in left_out}
+    assert told == thousand
 
     report = json.loads(Path("data/subimages/report.json").read_text())
     assert set(report["cut"]) == {name for name in told if told[name] == "picture"} and all(report["cut"].values())
@@ -136,22 +137,22 @@ NAMES = {
 """The longest is as long as a name can be."""
 
 
-def test_an_odd_file_name_is_named_and_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_an_odd_file_name_is_renamed_by_download_and_refused_by_crop(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     images.write(tmp_path / "in/-good.png", picture(40, 50))
     for name in (*NAMES, b"notes\xff.txt"):
         Path(os.fsdecode(os.fsencode(tmp_path / "in") + b"/" + name)).write_bytes(PNG)
     folder, options = tmp_path / "in", {"reserved": {}, "max_side": 64, "scale": 4}
-    with pytest.raises(DataError, match=r"3 unreadable: .*caf\\xe9\.png: the file name is not UTF-8: rename it"):
-        fetch("folder", folder, {"train": tmp_path / "hr"}, on_corrupt="fail", **options)
-    taken = fetch("folder", folder, {"train": tmp_path / "hr"}, on_corrupt="skip", **options)
+    taken = fetch("folder", folder, {"train": tmp_path / "hr"}, on_corrupt="fail", **options)
     cuts = {"size": 32, "step": 32, "threshold": 0, "min_gradient": 0}
+    with pytest.raises(DataError, match=r"3 unreadable: .*caf\\xe9\.png: the file name is not UTF-8: rename it"):
+        crop(folder, tmp_path / "subimages", on_corrupt="fail", **cuts)
     report = crop(folder, tmp_path / "subimages", on_corrupt="skip", **cuts)
-    for corrupt in (taken["corrupt"], report["corrupt"]):
-        assert all(sum(reason in message for message in corrupt) == 1 for reason in NAMES.values())
-    assert {p.name for p in (tmp_path / "hr").iterdir()} == {"-good.png", "manifest.json"}
+    assert all(sum(reason in message for message in report["corrupt"]) == 1 for reason in NAMES.values())
+    assert len(taken["pictures"]) == 1 + len(NAMES) and (tmp_path / "hr/-good.png").is_file()
     assert json.loads((tmp_path / "hr/manifest.json").read_text()) == taken
     assert json.loads((tmp_path / "subimages/report.json").read_text()) == report
-    assert report["cut"] == {"-good.png": report["subimages"]} and taken["ignored"] == report["ignored"]
+    assert report["cut"] == {"-good.png": report["subimages"]}
+    assert taken["left_out"] == [f"{folder}/notes\\xff.txt: not an image"]
     assert all("\n" not in record.getMessage() for record in caplog.records)
 
 

@@ -32,6 +32,20 @@ def find(folder: str | Path) -> list[Path]:
     return sorted(p for p in named if p.is_file() or not p.exists())  # a broken link is an image that cannot be read
 
 
+def find_below(folder: Path) -> list[Path]:
+    """The images in a folder and the folders below it, sorted. Hidden ones are left out, and links to folders."""
+    found = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(parent, name) for name in names if is_image_name(name)]
+    return sorted(p for p in found if p.is_file() or not p.exists())  # a broken link is named when it is read
+
+
+def shown(path: Path) -> str:
+    """A path, whose name may be any bytes, as one line of text."""
+    return "\\n".join(os.fsencode(path).decode(errors="backslashreplace").splitlines())
+
+
 def check_name(path: Path) -> None:
     """Raises `ImageError` for a file name that DVC, `crop` or a table cannot hold."""
     stem = os.fsencode(path.stem)
@@ -41,9 +55,7 @@ def check_name(path: Path) -> None:
         (len(path.stem.splitlines()) > 1, "has a line break"),
     ):
         if wrong:
-            name = os.fsencode(path).decode(errors="backslashreplace")
-            name = "\\n".join(name.splitlines())
-            raise ImageError(f"{name}: the file name {reason}: rename it")
+            raise ImageError(f"{shown(path)}: the file name {reason}: rename it")
 
 
 def decode(data: bytes, name: str | Path, most: int = MAX_PIXELS) -> np.ndarray:

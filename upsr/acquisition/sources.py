@@ -1,18 +1,22 @@
 """Sources of photographs: files inside installed packages, DF2K's archives, or the user's own folder."""
 
+import hashlib
 import importlib.util
+import os
+import re
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from upsr import images
 from upsr.acquisition import archives
-from upsr.files import DataError, by_stem
+from upsr.files import DataError
 
 
 @dataclass(frozen=True)
 class Photo:
-    """One photograph of a source. `sha256` is None where no hash is known."""
+    """One photograph of a source. `name`: of its copy, without suffix. `sha256` is None where no hash is known."""
 
     name: str
     path: Path
@@ -151,25 +155,59 @@ def find(
     """The photographs of a source: `sample`, `df2k` (downloads its archives into `downloads`), or else `folder`.
 
     `reserved` maps a split to names: of DIV2K's validation set, only these images are returned. Raises `DataError`
-    where there are none, a sample's package is not installed, or an archive cannot be downloaded, and `ImageError`
-    where `folder` does not exist.
+    where there are none, a sample's package is not installed, or an archive cannot be downloaded.
     """
     if source == "sample":
         return [Photo(s.name, _locate(s), s.origin, s.licence, s.sha256) for s in SAMPLES]
     if source == "df2k":
         return _df2k(reserved, downloads)
-    table = by_stem(images.find(str(folder)))
-    if not table:
-        raise DataError(f"{folder}: no images in this folder: correct data.folder")
-    return [Photo(name, path, str(folder), "the user's own", None) for name, path in table.items()]
+    paths = images.find_below(Path(str(folder)))
+    if not paths:
+        raise DataError(f"{folder}: no such folder, or no images in it: correct data.folder")
+    shared = Counter(path.stem for path in paths)
+    return [
+        Photo(_name(path, Path(str(folder)), shared), path, images.shown(path), "the user's own", None)
+        for path in paths
+    ]
 
 
-def ignored(source: str, folder: str | Path | None) -> list[str]:
-    """Names of the user's files and folders that are not images. Folders are not searched."""
+def _name(path: Path, folder: Path, shared: Mapping[str, int]) -> str:
+    """The name of the user's image. One that another has too, or that DVC cannot hold, gets a digest of its path."""
+    try:
+        images.check_name(path)
+    except images.ImageError:
+        pass
+    else:
+        if shared[path.stem] == 1:
+            return path.stem
+    place = path.relative_to(folder)
+    readable = re.sub(r"[^\w-]+", "_", str(place.with_suffix("")))[-40:]
+    return f"{readable}-{hashlib.sha256(os.fsencode(place)).hexdigest()[:12]}"
+
+
+def not_images(source: str, folder: str | Path | None) -> list[str]:
+    """A line with the reason for each of the user's files and folders that is no image, or is not searched for any.
+
+    Raises `DataError` for a folder that cannot be read.
+    """
     if source != "folder":
         return []
-    used = set(images.find(str(folder)))
-    return sorted(path.name for path in Path(str(folder)).iterdir() if path not in used)
+
+    def unreadable(error: OSError) -> None:
+        raise DataError(f"{error.filename}: cannot be read ({error.strerror}): make it readable or move it elsewhere")
+
+    used, left = set(images.find_below(Path(str(folder)))), list[Path]()
+    for parent, folders, names in os.walk(str(folder), onerror=unreadable):
+        passed = [name for name in folders if name.startswith(".") or Path(parent, name).is_symlink()]
+        left += [path for name in passed + names if (path := Path(parent, name)) not in used]
+        folders[:] = [name for name in folders if name not in passed]
+    return [f"{images.shown(path)}: {_reason(path)}" for path in sorted(left)]
+
+
+def _reason(path: Path) -> str:
+    if path.name.startswith("."):
+        return "hidden"
+    return "a link to a folder" if path.is_dir() else "not an image"
 
 
 def _df2k(reserved: Mapping[str, Collection[str]], downloads: Path) -> list[Photo]:

@@ -14,16 +14,17 @@ class Data(Section):
     """`sample`: photographs bundled with installed packages; `df2k`: DIV2K and Flickr2K, downloaded; `folder`: your
     own."""
     folder: str | None
-    """Folder of photographs for `source: folder`; unused otherwise."""
+    """Folder of photographs, also in sub-folders, for `source: folder`; unused otherwise."""
     holdout: Annotated[tuple[str, ...], Field(min_length=1)]
-    """File names (without suffix) of the benchmark `holdout`: reported, never trained on."""
+    """File names (without suffix) of the benchmark `holdout`: reported, never trained on, nor are their copies."""
     validation: Annotated[tuple[str, ...], Field(min_length=1)]
     """File names (without suffix) of the images that checkpoints are chosen on: neither trained on nor reported."""
     holdout_side: Positive
     """Longest side of an image of `holdout` or `validation` in pixels; larger ones are shrunk. Smaller is faster to
     evaluate."""
     on_corrupt: Literal["fail", "skip"]
-    """Unreadable images: `fail` stops the stage; `skip` leaves them out, and names and counts them."""
+    """Unreadable training images: `fail` stops the stage; `skip` leaves them out, and names and counts them. One of
+    `holdout` or `validation` always stops it."""
 
     @model_validator(mode="after")
     def _folder_is_named(self) -> Self:

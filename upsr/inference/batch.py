@@ -16,7 +16,7 @@ from upsr.files import ImageError, full_disk_in_one_line
 from upsr.inference.comparison import write_comparison
 from upsr.inference.maps import map_images
 from upsr.inference.upscaler import Empty, Tick, Upscaler
-from upsr.photo.formats import FORMATS, format_of, is_image_name
+from upsr.photo.formats import FORMATS, format_of
 from upsr.photo.reading import Photo, open_photo
 from upsr.photo.size import Size
 from upsr.photo.writing import WHITE, check_target, save, suited
@@ -54,15 +54,6 @@ class Style:
     """Write a strip and a page of bicubic against the result beside it."""
 
 
-def find_below(folder: Path) -> list[Path]:
-    """The images in a folder and the folders below it, sorted. Hidden ones are left out, and links to folders."""
-    found = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(parent, name) for name in names if is_image_name(name)]
-    return sorted(p for p in found if p.is_file() or not p.exists())  # a broken link is named when it is read
-
-
 def plan(inputs: Sequence[Path], output: Path | None, suffix: str, form: str) -> list[Job]:
     """A job for every image of `inputs`, which are files and folders.
 
@@ -96,7 +87,7 @@ def _sources(given: Path, output: Path | None) -> Iterator[tuple[Path, Path]]:
         yield given, output or given.parent
         return
     below = output and output != given and output.is_relative_to(given)
-    for source in find_below(given):
+    for source in images.find_below(given):
         if not (output and below and source.is_relative_to(output)):
             yield source, output / source.parent.relative_to(given) if output else source.parent
 

@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 
 LAYERS = [
     {"allocator", "config", "files", "threads"},
-    {"photo"},
+    {"foreign", "photo"},
     {"images", "locks", "pretrained"},
     {"acquisition", "data", "degradation", "models", "diffusion"},
     {"training", "inference", "official"},

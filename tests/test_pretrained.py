@@ -213,7 +213,7 @@ def test_a_pth_that_somebody_compressed_is_refused_before_it_is_unpacked(tmp_pat
         load_official(tmp_path / "bomb.pth")
 
 
-@pytest.mark.parametrize("read", [load_official, load_state])
+@pytest.mark.parametrize("read", [load_official, load_state, load_pretrained])
 def test_a_hostile_file_runs_nothing(tmp_path: Path, read):
     proof, path = tmp_path / "proof", tmp_path / "hostile.pth"
     path.write_bytes(pickle.dumps({"params_ema": Hostile(proof)}))

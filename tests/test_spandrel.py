@@ -15,12 +15,15 @@ from conftest import ROOT, fixture_file, params, save_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from spandrel.architectures.ATD import ATD
+from spandrel.architectures.Compact import Compact
 from spandrel.architectures.ESRGAN import ESRGAN
+from spandrel.architectures.HAT import HAT
 from spandrel.architectures.SwinIR import SwinIR
 from torch import Tensor
 
 import upsr.spandrel
 from upsr import images
+from upsr.__main__ import main
 from upsr.inference.upscaler import Upscaler
 from upsr.official import read_atd
 from upsr.pretrained import FILE, SETTINGS, CheckpointError, bundled, save_pretrained, weights_file
@@ -151,6 +154,86 @@ def test_the_authors_atd_is_loaded_from_their_file(tmp_path: Path, monkeypatch: 
     cfg, scale = read_atd(state, config["category_size"])
     save_pretrained(tmp_path / FILE, {"atd": state}, {"scale": scale, "atd": cfg})
     assert torch.equal(load(tmp_path / FILE)(tensors["in.lr_odd"]), model(tensors["in.lr_odd"]))
+
+
+OTHERS = {
+    "RealESRGAN Compact": Compact(),
+    "ESRGAN": ESRGAN(num_blocks=1),
+    "SwinIR": SwinIR(window_size=8, depths=(2,), num_heads=(2,), embed_dim=16),
+    "HAT": HAT(window_size=8, depths=(2,), num_heads=(2,), embed_dim=16),
+    "ATD": ATD(upsampler="pixelshuffle", depths=(2,), num_heads=(2,), embed_dim=16, window_size=8),
+}
+"""Networks of other projects; the last is the classical ATD."""
+
+
+def refused(path: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """The line in which `upsr upscale --model` ends."""
+    images.write(path.parent / "small.png", images.to_image(photo(8, 8)))
+    with pytest.raises(SystemExit) as end:
+        main(["upscale", str(path.parent / "small.png"), "-o", str(path.parent / "large.png"), "--model", str(path)])
+    assert end.value.code == 2 and not (path.parent / "large.png").exists()
+    (line,) = capsys.readouterr().err.splitlines()
+    return line.removeprefix(f"error: {path}: ")
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_model_of_another_project_is_named(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    state = OTHERS[name].state_dict()
+    save_file({key: value.clone() for key, value in state.items()}, tmp_path / "a.safetensors")
+    torch.save(state, tmp_path / "plain.pth")
+    torch.save({"params_ema": {f"module.{k}": v for k, v in state.items()}}, tmp_path / "below.pth")
+    torch.save({"params": state}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    for file in ("a.safetensors", "plain.pth", "below.pth", "old.pth"):
+        known = f"seems to be {name}, which spandrel can load and this project cannot"
+        assert refused(tmp_path / file, capsys) == f"{known}: use a file that this project wrote"
+
+
+def test_without_spandrel_the_first_names_are_given(tmp_path: Path):
+    torch.save(OTHERS["ESRGAN"].state_dict(), tmp_path / "a.pth")
+    code = f"""
+import sys
+sys.modules["spandrel"] = None
+from upsr.foreign import described
+from pathlib import Path
+print(described(Path({str(tmp_path / "a.pth")!r})))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == (
+        "a checkpoint of another project, with `model.0.bias`, `model.0.weight`, `model.1.sub.0.RDB1.conv1.0.bias` "
+        "(the extra `spandrel` knows many): use a file that this project wrote\n"
+    )
+
+
+def test_weights_that_nobody_knows_are_refused_by_their_first_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    torch.save({"b": torch.ones(2), "a" * 1000: torch.ones(2), 3: torch.ones(1)}, tmp_path / "a.pth")
+    line = refused(tmp_path / "a.pth", capsys)
+    assert line == f"a checkpoint of another project, with `{'a' * 37}...`, `b`: use a file that this project wrote"
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_the_authors_weights_are_refused_with_the_command_that_converts_them(
+    suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    files = {}
+    for name in ("atd_real", "unet"):
+        files[name] = tmp_path / f"{name}{suffix}"
+        state = fixture_file(name)[1]
+        save_file(state, files[name]) if suffix == ".safetensors" else torch.save({"params_ema": state}, files[name])
+    line = refused(files["atd_real"], capsys)
+    assert line == "seems to be the authors' ATD: convert it: upsr import-official --atd FILE -o DIR"
+    line = refused(files["unet"], capsys)
+    command = "import-official --atd ATD --unet FILE -o DIR"
+    assert line == f"seems to be the authors' UNet: convert it: upsr {command}"
+    paths = {"ATD": str(files["atd_real"]), "FILE": str(files["unet"]), "DIR": str(tmp_path / "model")}
+    main([*(paths.get(word, word) for word in command.split()), "--category-size", "32"])
+    assert Upscaler.from_pretrained(tmp_path / "model").scale == 4
+
+
+def test_our_weights_without_their_settings_are_named(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    torch.save(load_file(tiny), tmp_path / "tiny.pth")
+    save_file(load_file(tiny), tmp_path / "tiny.safetensors")
+    for path in (tmp_path / "tiny.pth", tmp_path / "tiny.safetensors"):
+        assert refused(path, capsys).startswith("a model of this project without readable settings: give the weights")
 
 
 def test_other_weights_go_to_their_own_architectures():

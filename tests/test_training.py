@@ -161,6 +161,8 @@ def test_the_last_two_states_are_kept_and_a_torn_one_is_passed_over(store: Path,
     expected = run()
     states = sorted(tmp_path.glob("state-*.pt"))
     assert [p.name for p in states] == ["state-00000003.pt", "state-00000004.pt"]
+    with pytest.raises(CheckpointError, match=r"state-00000004\.pt: a training state, not a model: give the weights\."):
+        load_pretrained(states[-1])
     states[-1].write_bytes(states[-1].read_bytes()[:1000])
     assert same(run(), expected)
     assert "state-00000004.pt: not a complete training state: skipped" in capsys.readouterr().out

@@ -7,7 +7,6 @@ authors' LPIPS weight is unknown: it is set to 0 and not used in upscaling.
 
 import math
 import re
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from upsr.config import Atd, Diffusion, Dynamic, Scale, Section, Uncertainty, Unet
 from upsr.config.networks import MOST_PIXELS_OF_A_CATEGORY
+from upsr.foreign import is_compressed, read
 from upsr.models.atd import build_atd
 from upsr.models.unet import build_unet
 from upsr.pretrained import CheckpointError, restored
@@ -84,14 +84,14 @@ def convert(atd: Path, unet: Path | None, category_size: int) -> tuple[dict[str,
 
 
 def load_official(path: str | Path) -> State:
-    """Reads a published `.pth` (weights under `params_ema`, `params` or at the top level); executes no code.
+    """Reads a published `.pth` or its `.safetensors` (weights under `params_ema`, `params` or at the top level).
 
-    Raises `CheckpointError` for a missing file and for anything but plain weights.
+    Executes no code. Raises `CheckpointError` for a missing file and for anything but plain weights.
     """
-    if _is_compressed(path):
+    if is_compressed(Path(path)):
         raise CheckpointError(f"{path}: its weights are larger than the file: give the authors' file")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = read(Path(path))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file: correct the path") from None
     except Exception:  # torch raises a dozen exception types, for malicious and for broken files
@@ -106,15 +106,6 @@ def load_official(path: str | Path) -> State:
     if sum(v.nbytes for v in state.values()) > Path(path).stat().st_size:
         raise CheckpointError(f"{path}: its weights are larger than the file: give the authors' file")
     return {k.removeprefix("module."): v for k, v in state.items()}
-
-
-def _is_compressed(path: str | Path) -> bool:
-    """Whether a zip unpacks to more than its size. torch compresses nothing, but reads what somebody else did."""
-    try:
-        with zipfile.ZipFile(path) as file:
-            return sum(member.file_size for member in file.infolist()) > Path(path).stat().st_size
-    except (OSError, zipfile.BadZipFile):  # `load_official` says so
-        return False
 
 
 def _is_weight(name: object, value: object) -> bool:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from upsr.config import Atd, ConfigError, Diffusion, Scale, Section, Uncertainty, Unet, check_denoiser, parse, short
 from upsr.files import DataError, atomic, parse_json
+from upsr.foreign import described
 
 N = TypeVar("N", bound=nn.Module)
 S = TypeVar("S", bound=Section)
@@ -84,7 +85,7 @@ def save_pretrained(path: str | Path, parts: Parts, settings: Mapping[str, Any])
 def load_pretrained(path: str | Path) -> Pretrained:
     """Reads a weights file and checks its settings; executes no code.
 
-    Raises `CheckpointError` for a missing file, another format, and settings that are invalid or missing.
+    Raises `CheckpointError` for a missing file, one of another project, and settings that are invalid or missing.
     """
     path = Path(path)
     if not path.is_file():
@@ -96,7 +97,7 @@ def load_pretrained(path: str | Path) -> Pretrained:
             settings = parse_json((file.metadata() or {})["upsr"], path)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, KeyError, DataError, OSError):
-        raise CheckpointError(f"{path}: not a weights file of this project: use one that it wrote") from None
+        raise CheckpointError(f"{path}: {described(path)}") from None
     return _valid(path, _split(tensors), settings)
 
 

@@ -233,7 +233,7 @@ def test_a_name_that_another_image_would_get_is_refused(album, tmp_path):
     take(tmp_path)
     (copied,) = (tmp_path / "hr").glob("a_photo-*.png")
     images.write(album / copied.name, picture(30, 30))
-    with pytest.raises(DataError, match=rf"a/photo\.png.* would have the same name {copied.stem} .*rename one"):
+    with pytest.raises(DataError, match=rf"a/photo\.png: its name would be {copied.stem}, .*rename one"):
         take(tmp_path)
 
 

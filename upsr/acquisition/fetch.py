@@ -85,12 +85,12 @@ def _check(photos: Sequence[Photo], splits: Mapping[str, str]) -> None:
     names = {photo.name: photo for photo in photos}
     for photo in photos:
         if (other := names[photo.name]) is not photo:
-            paths = f"{images.shown(photo.path)}: {images.shown(other.path)}"
-            raise DataError(f"{paths} would have the same name {photo.name} in {TRAIN}: rename one")
+            same = f"its name would be {photo.name}, as that of {images.shown(other.path)}"
+            raise DataError(f"{images.shown(photo.path)}: {same}: rename one")
     for name, split in splits.items():
         if name not in names:  # maybe because several are, and each is renamed
-            same = [f"{photo.name} ({images.shown(photo.path)})" for photo in photos if photo.path.stem == name]
-            choices = ", ".join((same or sorted(names))[:12])
+            alike = [f"{photo.name} ({images.shown(photo.path)})" for photo in photos if photo.path.stem == name]
+            choices = ", ".join((alike or sorted(names))[:12])
             raise DataError(f"data.{split}: no image is named {name}: choose among {choices}")
     if names.keys() == splits.keys():
         keys = " and ".join(f"data.{split}" for split in sorted(set(splits.values())))

@@ -209,7 +209,7 @@ def test_one_torn_picture_leaves_the_others(benchmark_folder: Path) -> None:
     rows, failed = evaluate(by_bicubic, open_benchmark(benchmark_folder, 4), plain())
     assert [row["picture"] for row in rows] == ["a", "c"]
     assert [(f["picture"], f["metric"]) for f in failed] == [("b", None)]
-    assert "b.png: truncated image" in failed[0]["reason"]
+    assert "b.png: not a readable image (truncated)" in failed[0]["reason"]
 
 
 def test_a_reference_of_another_size_is_named(benchmark_folder: Path) -> None:

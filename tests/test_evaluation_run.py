@@ -165,7 +165,7 @@ def test_evaluate_by_itself_writes_statistics_and_names_what_failed(folder: Path
         main(["evaluate", "--model", "bicubic", "--benchmark", str(folder), "--metrics", "--json", str(out)])
     assert end.value.code == 2
     said = capsys.readouterr()
-    assert "2 of 3 images" in said.out and "c.png: truncated" in said.out
+    assert "2 of 3 images" in said.out and "c.png: not a readable image (truncated)" in said.out
     assert said.err.endswith("error: 1 of 3 images failed\n")
     result = json.loads(out.read_text())
     assert result["statistics"]["psnr"]["pictures"] == 2

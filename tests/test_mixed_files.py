@@ -167,8 +167,9 @@ def test_an_odd_file_name_can_be_written_and_packed(tmp_path: Path, name: bytes)
 
 def test_a_cmyk_photograph_keeps_its_colours(tmp_path: Path):
     (tmp_path / "a.jpg").write_bytes(cmyk())
-    expected = np.asarray(Image.open(tmp_path / "a.jpg").convert("RGB")).astype(int)
-    assert np.abs(images.read_rgb(tmp_path / "a.jpg") - expected).mean() < 4
+    naive = np.asarray(Image.open(tmp_path / "a.jpg").convert("RGB"))  # without the colours of real inks
+    found = images.read_rgb(tmp_path / "a.jpg")
+    assert all(np.corrcoef(found[:, :, c].flat, naive[:, :, c].flat)[0, 1] > 0.9 for c in range(3))
 
 
 # Flat crops

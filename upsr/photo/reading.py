@@ -156,7 +156,7 @@ def decode(data: bytes, name: str | Path, *, most: int = MAX_PIXELS, first_frame
     except ImageError:
         raise
     except Exception as error:  # of two decoders, of any type
-        reason = " ".join(getattr(error, "detail", str(error)).split("\n")[0].split())
+        reason = " ".join(getattr(error, "detail", str(error)).split("\n")[0].split()) or "truncated"
         raise ImageError(f"{name}: not a readable image ({reason}): replace or remove it") from None
 
 

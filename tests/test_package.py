@@ -188,7 +188,7 @@ def test_the_lock_has_every_dependency_in_an_allowed_version():
     entries = [line.split("--hash=sha256:") for line in text.replace("\\\n", "").splitlines()]
     pinned = {canonicalize_name(r.name): next(iter(r.specifier)).version for r in (Requirement(e[0]) for e in entries)}
     extras = PROJECT["optional-dependencies"]
-    locked = ("pipeline", "dev", "metrics", "edges", "spandrel")
+    locked = ("pipeline", "dev", "app", "metrics", "edges", "spandrel")
     wanted = [*PROJECT["dependencies"], *(line for extra in locked for line in extras[extra])]
     for requirement in map(Requirement, wanted):
         if requirement.name != "upsr":

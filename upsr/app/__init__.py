@@ -1,0 +1,1 @@
+"""A page in the browser that upscales images, on this machine alone."""

@@ -49,7 +49,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_one_package_its_types_and_the_bundled_weights(wheel: Path):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names} == {"upsr", f"upsr-{upsr.__version__}.dist-info"}
-    for name in ("upsr/py.typed", "upsr/bundled/atd-48/weights.safetensors", "upsr/bundled/atd-48/README.md"):
+    for name in (
+        "upsr/py.typed",
+        "upsr/bundled/atd-48/weights.safetensors",
+        "upsr/bundled/atd-48/README.md",
+        "upsr/app/page/page.js",
+    ):
         assert name in names
     assert wheel.stat().st_size < 60e6
     print(f"{wheel.name}: {wheel.stat().st_size / 1e6:.1f} MB")

@@ -119,10 +119,9 @@ class Desk:
         with tempfile.TemporaryFile(dir=self.folder) as file:
             with zipfile.ZipFile(file, "w") as archive:  # without compression: the images have theirs
                 for result in results:
-                    name, number = result.name, 2
+                    name, path, number = result.name, PurePath(result.name), 2
                     while name in taken:
-                        path, number = PurePath(result.name), number + 1
-                        name = f"{path.stem}-{number - 1}{path.suffix}"
+                        name, number = f"{path.stem}-{number}{path.suffix}", number + 1
                     taken.add(name)
                     archive.write(result.after, name)
             file.seek(0)

@@ -94,7 +94,8 @@ def contrast(a: np.ndarray, b: np.ndarray) -> Contrast:
     # of its parts, which chance alone would allow.
     total = max(seeds + images - error, seeds, images)
     uncertainty = seeds**2 / (s - 1) + images**2 / (n - 1) + error**2 / ((s - 1) * (n - 1))
-    freedom = total**2 / uncertainty if uncertainty else min(s, n) - 1
+    # The subtraction may leave fewer degrees of freedom than any part has; near none, an interval has no end.
+    freedom = max(total**2 / uncertainty if uncertainty else 0, min(s, n) - 1)
     return Contrast(float(mean), math.sqrt(total / (s * n)), float(freedom), s, n)
 
 

@@ -83,7 +83,7 @@ def test_the_table_of_runs_and_the_model_say_at_first_sight_what_was_measured(pr
     data = project.mlflow(f"select datasets.name, digest, count(*) from {inputs.replace('name', 'datasets.name')}")
     assert data[0] == ("holdout", digest[:36], 4) and data[1][0] == "train.lmdb" and data[1][2] == 2
     ((page,),) = project.mlflow("select description from model_versions")
-    psnr = project.json("reports/evaluate/metrics.json")["holdout"]["upsr"]["psnr"]
+    psnr = read_means(project)["upsr"]["psnr"]
     assert f"| holdout | upsr | {psnr:.4f} |" in page
     assert page.count("![sheets/holdout/") == 4
 

@@ -240,7 +240,8 @@ def test_ctrl_c_leaves_whole_files_and_says_how_to_go_on(folder: Path):
     for number in range(40):
         images.write(f"many/{number:02d}.png", noise(40, 40, 3))
     command = [sys.executable, "-m", "upsr", "upscale", "many", "-o", "out", "--model", "atd-48"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731 (a shell's background job ignores it)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     deadline = time.monotonic() + 120
     while not Path("out").is_dir() or len(below("out")) < 2:
         assert time.monotonic() < deadline

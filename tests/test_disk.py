@@ -209,14 +209,14 @@ def test_a_second_training_in_a_folder_is_refused_and_a_killed_one_does_not_bloc
     with (project / "out").open("w") as out:
         first = subprocess.Popen(TRAIN, cwd=project, env=ENVIRONMENT, stdout=out, stderr=out)
         try:
-            until(lambda: first.poll() is not None or (folder / "run_id").is_file())
+            until(lambda: first.poll() is not None or any(folder.glob("state-*.pt")))
             assert first.poll() is None, (project / "out").read_text()
-            run_id = (folder / "run_id").read_text()
+            run_id, _ = (folder / "run_id").read_text().split()
             for option in ([], ["--fresh"]):
                 second = subprocess.run([*TRAIN, *option], cwd=project, env=ENVIRONMENT, capture_output=True, text=True)
                 assert second.returncode == 2
                 assert "error: models/atd: another process is at work here" in second.stderr.splitlines()[-1]
-            assert first.poll() is None and any(folder.glob("state-*.pt"))
+            assert first.poll() is None
             with sqlite3.connect(project / "mlflow.db") as runs:
                 assert runs.execute("SELECT run_uuid, status FROM runs").fetchall() == [(run_id, "RUNNING")]
         finally:

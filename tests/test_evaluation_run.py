@@ -113,7 +113,7 @@ def test_one_torn_picture_is_counted_and_the_rest_goes_on(model: Path, folder: P
     outcome = evaluate(run_of(model), [open_benchmark(folder, 4)], workers, CPU)
     assert [row["picture"] for row in outcome.rows] == ["a", "c"] * 2
     assert [(row["model"], row["picture"]) for row in outcome.lost] == [("bicubic", "b"), ("upsr", "b")]
-    assert "b.png: truncated image" in outcome.lost[0]["reason"]
+    assert "b.png: not a readable image (truncated)" in outcome.lost[0]["reason"]
 
 
 def test_figures_are_means_over_the_sampling_seeds_that_all_have_a_value() -> None:

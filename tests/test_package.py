@@ -91,13 +91,10 @@ def test_where_no_checkout_is_a_photo_is_upscaled(elsewhere: Path, tmp_path: Pat
     images.write(tmp_path / "LRx4" / "a.png", np.zeros((16, 16, 3), np.uint8))
     images.write(tmp_path / "HR" / "a.png", np.zeros((64, 64, 3), np.uint8))
     shutil.copy(ROOT / "params.yaml", tmp_path)
-    (tmp_path / "scales").mkdir()
-    (tmp_path / "scales" / "other.yaml").write_text("seed: 1")
     for arguments, extra in (
         (["evaluate", "--benchmark", "."], "metrics"),
         (["compare"], "pipeline"),
         (["upscale", "photo.jpg", "-o", "x.png", "--model", "models:/upsr@champion"], "pipeline"),
-        (["scale", "other"], "pipeline"),
         (["doctor", "--plan"], "pipeline"),
     ):
         done = run(*arguments)

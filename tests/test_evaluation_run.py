@@ -18,6 +18,7 @@ from pipelines.evaluate_runs import figures
 from upsr.__main__ import main
 from upsr.data.benchmarks import open_benchmark, open_benchmarks
 from upsr.data.known_benchmarks import KNOWN
+from upsr.evaluation import runs
 from upsr.evaluation.measure import bicubic
 from upsr.evaluation.runs import EvaluationRun, evaluate, mean_row
 from upsr.evaluation.statistics import table
@@ -155,6 +156,18 @@ def test_no_process_outlives_a_parent_that_is_killed(folder: Path) -> None:
 
 
 # The command.
+
+
+def test_progress_is_a_line_where_no_terminal_shows_a_bar(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as in the log of a night."""
+    command = ["evaluate", "--model", "bicubic", "--benchmark", str(folder), "--metrics"]
+    main(command)
+    assert capsys.readouterr().err == "", "of an evaluation that takes no time"
+    monkeypatch.setattr(runs, "PROGRESS_SECONDS", 0.0)
+    main(command)
+    assert capsys.readouterr().err.splitlines() == [f"evaluate: {done} of 3 images" for done in (1, 2, 3)]
 
 
 def test_evaluate_by_itself_writes_statistics_and_names_what_failed(folder: Path, capsys, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """An evaluation run: models on the images of benchmarks, in one process or several."""
 
-from collections.abc import Callable, Mapping, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,6 +22,8 @@ from upsr.files import DataError
 from upsr.images import to_image, write
 from upsr.inference.maps import map_images
 from upsr.inference.upscaler import Upscaled, Upscaler
+
+PROGRESS_SECONDS = 30.0  # between two lines of progress, where there is no terminal
 
 
 @dataclass(frozen=True)
@@ -144,10 +148,26 @@ def evaluate(run: EvaluationRun, benchmarks: list[Benchmark], workers: int, devi
     """
     outcome = Outcome()
     jobs = run.jobs(benchmarks)
-    for result in tqdm(spread(run, jobs, workers, devices), "evaluate", len(jobs), unit="image", disable=None):
+    for result in _progress(spread(run, jobs, workers, devices), len(jobs)):
         outcome.rows += [result.row] if result.row else []
         outcome.failed += result.failed
         outcome.absent |= result.absent
     if not outcome.rows:
         raise DataError(f"evaluate: every image failed: correct the first: {outcome.failed[0]['reason']}")
     return outcome
+
+
+def _progress(results: Iterable[Result], total: int) -> Iterator[Result]:
+    """Yields the results, with a bar on a terminal. Elsewhere, such as in the log of a flow, a line tells how many.
+
+    At most one in `PROGRESS_SECONDS`.
+    """
+    if sys.stderr.isatty():
+        yield from tqdm(results, "evaluate", total, unit="image")
+        return
+    latest = time.monotonic()
+    for done, result in enumerate(results, 1):
+        yield result
+        if time.monotonic() - latest >= PROGRESS_SECONDS:
+            print(f"evaluate: {done} of {total} images", file=sys.stderr, flush=True)
+            latest = time.monotonic()

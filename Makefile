@@ -60,9 +60,7 @@ nightly: .venv/ready ## evaluate champion and newest candidate on every availabl
 	python -m pipelines.flows nightly
 
 nightly-serve: .venv/ready ## run the nightly evaluation on its schedule, on this machine
-	prefect server start --host 127.0.0.1 --background || true # fails if it is already running
-	until python -c 'import urllib.request as u; u.urlopen("$(PREFECT)/health")' 2>/dev/null; do sleep 1; done
-	PREFECT_API_URL=$(PREFECT) python -m pipelines.flows serve
+	PREFECT_API_URL=$(PREFECT) python -m pipelines.flows serve --start
 
 docs: .venv/ready ## build the documentation and API reference: site/index.html
 	mkdocs build --strict

@@ -7,15 +7,16 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import chdir, contextmanager, nullcontext
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from prefect import flow, get_client, get_run_logger, task
+from prefect import flow, get_client, get_run_logger, runtime, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.automations import Automation
 from prefect.client.schemas.objects import StateType
+from prefect.context import FlowRunContext
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
@@ -24,16 +25,18 @@ from prefect.settings import get_current_settings
 from prefect.states import Completed, State
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from pipelines import executor
+from pipelines import executor, nightly_report, server, webhook
 from pipelines import nightly as nightly_logic
 from pipelines import sweep as sweep_logic
 from upsr.config import Jobs, Params, load_params
+from upsr.files import one_line
 
 ROOT = Path(__file__).resolve().parents[1]
 GPU_STAGES = ("train", "evaluate")  # prefixes of stage names
 RETRIES = {"download": 2}
 HEARTBEAT = "prefect.flow-run.heartbeat"  # an event every `tool.prefect.flows.heartbeat_frequency` seconds
 SILENCE = 300  # seconds; a server that restarts hears no heartbeats meanwhile
+START_SECONDS = 180  # for a server's first start on a new machine
 
 
 class Job(NamedTuple):
@@ -43,7 +46,21 @@ class Job(NamedTuple):
     command: list[str]
 
 
-@flow
+def _dated() -> str:
+    """FLOW DATE, the name of a run until its flow knows a better one."""
+    return f"{runtime.flow_run.flow_name} {datetime.now():%Y-%m-%d}"
+
+
+def _rename(name: str) -> None:
+    """Names the current flow run."""
+    context = FlowRunContext.get()
+    if context and context.flow_run:
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_name(context.flow_run.id, name)
+        context.flow_run.name = name
+
+
+@flow(flow_run_name=_dated)
 def pipeline(force: bool = False, root: str | None = None) -> None:
     """Runs all stages of dvc.yaml in order, each as a task. `force` also runs stages that are up to date."""
     with _project(root) as (folder, params):
@@ -75,12 +92,12 @@ def run_jobs(jobs: Sequence[Job], folder: Path, settings: Jobs) -> list[str]:
     return [job.name for job, future in zip(jobs, futures, strict=True) if not future.state.is_completed()]
 
 
-def fan_out(jobs: Sequence[Job], folder: Path, settings: Jobs) -> list[str]:
-    """`run_jobs` on this machine's devices or on a Ray cluster.
+def fan_out(name: str, jobs: Sequence[Job], folder: Path, settings: Jobs) -> list[str]:
+    """`run_jobs` on this machine's devices or on a Ray cluster, as a flow run of this name.
 
     Raises `ValueError` if `settings` names a cluster and Ray is not installed.
     """
-    return run_jobs.with_options(task_runner=_runner(settings))(jobs, folder, settings)
+    return run_jobs.with_options(flow_run_name=name, task_runner=_runner(settings))(jobs, folder, settings)
 
 
 def _runner(settings: Jobs) -> TaskRunner[Any]:
@@ -121,7 +138,20 @@ def _locks() -> Path:
     return get_current_settings().home / "devices"
 
 
-@flow
+@contextmanager
+def _reported(params: Params) -> Iterator[None]:
+    """Posts to `nightly.webhook` that the block failed. The error goes on, whatever the webhook does."""
+    try:
+        yield
+    except Exception as error:
+        if params.nightly.webhook:
+            body = {"name": runtime.flow_run.name, **nightly_logic.failure(error)}
+            if reason := webhook.post(str(params.nightly.webhook), body):
+                get_run_logger().warning("nightly.webhook: was not told of the failure: %s", reason)
+        raise
+
+
+@flow(flow_run_name=_dated)
 def nightly(root: str | None = None, accept: bool = False) -> State[None]:
     """Evaluates the champion and the newest candidate on every available benchmark; gate.py judges them.
 
@@ -129,12 +159,14 @@ def nightly(root: str | None = None, accept: bool = False) -> State[None]:
     reproduced, after a benchmark was changed on purpose. Raises `Alarm` where the champion's figures could not be
     reproduced.
     """
-    with _project(root) as (folder, params), nightly_logic.alone():
+    with _project(root) as (folder, params), _reported(params), nightly_logic.alone():
         run = nightly_logic.begin(params, accept)
+        _rename(f"nightly {run.name}")
         if not executor.gpus(params.jobs.devices):
             run.told.append("no GPU was found: evaluated on the CPU")
         commands = nightly_logic.evaluations(run, params)
-        failed = fan_out([Job(*job) for job in commands.items()], folder, params.jobs)
+        jobs = [Job(*job) for job in commands.items()]
+        failed = fan_out(f"evaluations of {run.name}", jobs, folder, params.jobs)
         run.told += [f"the job {name} failed" for name in failed]
         verdict = nightly_logic.judge(run, params)
         record = nightly_logic.save(run, verdict)
@@ -142,15 +174,23 @@ def nightly(root: str | None = None, accept: bool = False) -> State[None]:
             verdict = nightly_logic.promote(run, verdict)
             record = nightly_logic.save(run, verdict)
         nightly_logic.publish(run, verdict, record)
-        page = nightly_logic.markdown(run, verdict)
-        get_run_logger().info("%s\n%s", record, page)
+        get_run_logger().info("%s\n%s", record, nightly_report.markdown(run, verdict))
+        page = nightly_report.markdown(run, verdict, fold=True)
         create_markdown_artifact(page, key="nightly", description=f"Nightly evaluation {run.name}")
+        _write_page()
         if verdict.alarm:
-            raise nightly_logic.Alarm(str(verdict))
+            raise nightly_logic.Alarm(verdict)
         return Completed(message=str(verdict))
 
 
-@flow
+def _write_page() -> None:
+    try:
+        get_run_logger().info("All nights: %s", nightly_report.write())
+    except Exception as error:  # the night is judged, whatever the page lacks
+        get_run_logger().warning("no page of all nights: %s", one_line(error))
+
+
+@flow(flow_run_name=_dated)
 def sweep(root: str | None = None) -> State[None]:
     """Runs the experiments of `sweep` in params.yaml that HEAD does not have yet, one per device at a time.
 
@@ -158,9 +198,11 @@ def sweep(root: str | None = None) -> State[None]:
     """
     with _project(root) as (folder, params):
         names = sweep_logic.remaining(params)
+        if names:
+            _rename(f"sweep {sweep_logic.short(params, names)}")
         with sweep_logic.recorded(params) as parent:
             jobs = [Job(name, sweep_logic.command(name, parent)) for name in names]
-            failed = fan_out(jobs, folder, params.jobs) if jobs else []
+            failed = fan_out(f"experiments of {runtime.flow_run.name}", jobs, folder, params.jobs) if jobs else []
             if failed:
                 raise executor.JobsFailed(failed)
         return Completed(message=f"{len(names)} experiments were run: `make experiments` lists them")
@@ -172,10 +214,23 @@ def nightly_cron() -> str:
     return next(d["schedules"][0]["cron"] for d in deployments if d["name"] == "nightly")
 
 
-def serve_nightly() -> None:
-    """Runs `nightly` on its schedule until stopped. Exits with an error without a standing Prefect server."""
-    crash_silent_runs()
-    nightly.serve(name="nightly", cron=nightly_cron())
+def serve_nightly(start: bool = False, patience: float = START_SECONDS) -> None:
+    """Runs `nightly` on its schedule until Ctrl-C. `start` starts a server on this machine if none answers.
+
+    Raises `server.NoServer` if the server does not answer within `patience` seconds, and exits with an error if none
+    is set.
+    """
+    url = _standing_server()
+    try:
+        if start:
+            server.start(url)
+        print(f"Waiting for the Prefect server at {url}, at most {patience:g} seconds", flush=True)
+        server.wait(url, patience)
+        crash_silent_runs()
+        nightly.serve(name="nightly", cron=nightly_cron())
+    except KeyboardInterrupt:  # before the schedule; Prefect catches it later
+        pass
+    print(f"Stopped: no more nights are started. {server.farewell(url, get_current_settings().home)}")
 
 
 def crash_silent_runs(silence: int | None = None) -> None:
@@ -187,12 +242,7 @@ def crash_silent_runs(silence: int | None = None) -> None:
     seconds = SILENCE if silence is None else silence
     if seconds < 60:
         raise ValueError(f"--silence {seconds}: give 60 or more, since flow runs send a heartbeat every 30 seconds")
-    if get_current_settings().api.url is None:
-        # The embedded server has no scheduler: no run would ever start.
-        sys.exit(
-            "error: this needs a standing server: run `prefect server start --host 127.0.0.1 --background`, "
-            "set PREFECT_API_URL=http://127.0.0.1:4200/api and try again"
-        )
+    _standing_server()
     automation = Automation(
         name="crash silent runs",
         trigger=EventTrigger(
@@ -220,6 +270,18 @@ def crash_silent_runs(silence: int | None = None) -> None:
         automation.update()
 
 
+def _standing_server() -> str:
+    """The address of the server's API. Exits with an error if none is set."""
+    url = get_current_settings().api.url
+    if url is None:
+        # The embedded server has no scheduler: no run would ever start.
+        sys.exit(
+            "error: this needs a standing server: run `prefect server start --host 127.0.0.1 --background`, "
+            "set PREFECT_API_URL=http://127.0.0.1:4200/api and try again"
+        )
+    return url
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m pipelines.flows", description="Run a flow, or serve it.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -230,10 +292,15 @@ def main() -> None:
     night.add_argument(
         "--accept", action="store_true", help="take the champion's figures of this night as those to be reproduced"
     )
-    commands.add_parser("serve", help="run `nightly` on its schedule until stopped")
+    schedule = commands.add_parser("serve", help="run `nightly` on its schedule until Ctrl-C")
+    schedule.add_argument("--start", action="store_true", help="start a Prefect server on this machine if none answers")
+    schedule.add_argument(
+        "--patience", type=float, default=START_SECONDS, help="seconds to wait for the server (default: %(default)s)"
+    )
     watch = commands.add_parser("watch", help="let the Prefect server mark the flow runs of dead workers as crashed")
     watch.add_argument("--silence", type=int, help=f"after how many seconds without a heartbeat (default: {SILENCE})")
     arguments = parser.parse_args()
+    server.reach_loopback()
     try:
         match arguments.command:
             case "pipeline":
@@ -243,7 +310,7 @@ def main() -> None:
             case "nightly":
                 nightly(accept=arguments.accept)
             case "serve":
-                serve_nightly()
+                serve_nightly(arguments.start, arguments.patience)
             case "watch":
                 crash_silent_runs(arguments.silence)
     except (ValueError, RuntimeError) as error:

@@ -22,7 +22,7 @@ from upsr.config import Params
 from upsr.data.benchmarks import locate, open_benchmarks
 from upsr.evaluation.metrics import needs_reference
 from upsr.evaluation.statistics import NAMES
-from upsr.files import DataError, atomic, sha256
+from upsr.files import DataError, atomic, one_line, sha256
 from upsr.locks import locked
 
 REPORTS = Path("reports/nightly")
@@ -30,6 +30,10 @@ REPORTS = Path("reports/nightly")
 
 class Alarm(RuntimeError):
     """The champion's figures could not be reproduced."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__(str(verdict))
+        self.verdict = verdict
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,8 @@ class NightlyRun:
     """Why evidence is missing that should be there whatever the candidate is."""
     told: list[str] = field(default_factory=list)
     """Notes."""
+    absent: dict[str, str] = field(default_factory=dict)
+    """Absent benchmark -> why, and what to do."""
 
     @property
     def folder(self) -> Path:
@@ -109,6 +115,10 @@ class NightlyRun:
         model = self.models.get(role)
         return Evidence(self.name, model.digest, self.images, self.values.get(role, {})) if model else None
 
+    def measured(self) -> dict[str, Evidence]:
+        """Role -> what its model measured this night."""
+        return {role: own for role in self.models if (own := self.evidence(role))}
+
 
 @contextmanager
 def alone() -> Iterator[None]:
@@ -119,7 +129,7 @@ def alone() -> Iterator[None]:
 
 
 def begin(params: Params, accept: bool = False) -> NightlyRun:
-    """Creates a run with the available models and benchmarks. `told` and `lost` list what is missing."""
+    """Creates a run with the available models and benchmarks. `absent`, `told` and `lost` list what is missing."""
     evaluation = params.evaluate
     settings = {"protocol": evaluation.protocol, "seed": evaluation.seeds[0], "tile": evaluation.tile}
     notes: list[str] = []
@@ -173,24 +183,12 @@ def judge(run: NightlyRun, params: Params) -> Verdict:
     )
 
 
-def markdown(run: NightlyRun, verdict: Verdict) -> str:
-    """The verdict, its reasons, the notes, and a table of the comparisons."""
-    lines = [f"**{'ALARM, ' * verdict.alarm}{verdict.outcome}**", "", *[f"- {text}" for text in verdict.reasons]]
-    lines += [*[f"- note: {text}" for text in run.told], ""]
-    lines += ["| model | against | metric | benchmark | before | tonight | change |", "|---|---|---|---|--:|--:|--:|"]
-    for c in verdict.comparisons:
-        for benchmark, (before, now) in c.benchmarks.items():
-            figures = f"{before:.4f} | {now:.4f} | {now - before:+.4f}"
-            lines.append(f"| {c.model} | {c.against} | {c.metric} | {benchmark} | {figures} |")
-    return "\n".join(lines)
-
-
 def save(run: NightlyRun, verdict: Verdict) -> Path:
     """Writes the record; returns its path.
 
     Before and after `promote`: a champion whose night has no record would raise an alarm every night.
     """
-    whole = [role for role, own in _measured(run).items() if not gate.gaps(role, own, run.required)]
+    whole = [role for role, own in run.measured().items() if not gate.gaps(role, own, run.required)]
     complete = [] if verdict.alarm or not run.required else whole
     record = {
         "name": run.name,
@@ -204,6 +202,7 @@ def save(run: NightlyRun, verdict: Verdict) -> Path:
         "accepted": run.accept and "champion" in complete,
         "verdict": asdict(verdict),
         "told": run.told,
+        "absent": run.absent,
         "commit": tracking.git_commit(),
     }
     path = run.folder.with_suffix(".json")
@@ -216,11 +215,11 @@ def save(run: NightlyRun, verdict: Verdict) -> Path:
 
 def publish(run: NightlyRun, verdict: Verdict, record: Path) -> None:
     """Logs one MLflow run per model in the experiment `nightly`, with its means and the record."""
-    for role, own in _measured(run).items():
+    for role, own in run.measured().items():
         tags = {"role": role, "version": run.models[role].version, "sha256": own.digest}
         tags |= {"outcome": verdict.outcome}
         with tracking.start("nightly", f"{run.name}-{role}", run.settings, tags) as tracker:
-            tracker.metrics(dict(_means(own.values)))
+            tracker.metrics(dict(means(own.values)))
             tracker.artifact(record)
 
 
@@ -238,6 +237,22 @@ def promote(run: NightlyRun, verdict: Verdict) -> Verdict:
         why = f"version {candidate.version} could not be promoted: {tracking.one_line(error)}"
         return replace(verdict, outcome="undecided", reasons=[why], alarm=True)
     return verdict
+
+
+def means(values: Values) -> Iterator[tuple[str, float]]:
+    """(BENCHMARK/METRIC, mean over the images) for each metric that every image of a benchmark has."""
+    for benchmark, images in values.items():
+        for metric in sorted({m for figures in images.values() for m in figures}):
+            own = [figures.get(metric) for figures in images.values()]
+            if all(value is not None for value in own):
+                yield f"{benchmark}/{metric}", fmean(value for value in own if value is not None)
+
+
+def failure(error: Exception) -> dict[str, Any]:
+    """How a night failed, in plain values: its outcome and the reasons."""
+    if isinstance(error, Alarm):
+        return {"outcome": error.verdict.outcome, "reasons": list(error.verdict.reasons)}
+    return {"outcome": "failed", "reasons": [one_line(error)]}
 
 
 def _name(now: datetime) -> str:
@@ -279,7 +294,7 @@ def _add_benchmarks(run: NightlyRun, params: Params) -> None:
         run.lost.append(str(error))
         return
     folders = {locate(name).resolve().name: locate(name) for name in params.evaluate.benchmarks if name not in absent}
-    run.told += [f"benchmark {name} is absent: {why}" for name, why in absent.items()]
+    run.absent = absent
     run.images = {benchmark.name: benchmark.digest for benchmark in found}
     run.folders = {name: folders[name] for name in run.images}
     run.required = {
@@ -330,10 +345,6 @@ def _registered(number: str, tags: Mapping[str, str], problems: list[str]) -> Mo
         return Model(number, digest, None)
 
 
-def _measured(run: NightlyRun) -> dict[str, Evidence]:
-    return {role: own for role in run.models if (own := run.evidence(role))}
-
-
 def _figures(run: NightlyRun, role: str) -> Values:
     """Benchmark -> image -> metric -> value, from the evaluations' JSON files. `told` lists what failed.
 
@@ -361,15 +372,6 @@ def _figures(run: NightlyRun, role: str) -> Values:
             run.told.append(f"{role} on {benchmark}: not measured: {path}: {error}")
     run.told = list(dict.fromkeys(run.told))
     return figures
-
-
-def _means(values: Values) -> Iterator[tuple[str, float]]:
-    """(BENCHMARK/METRIC, mean over the images) for each metric that every image of a benchmark has."""
-    for benchmark, images in values.items():
-        for metric in sorted({m for figures in images.values() for m in figures}):
-            own = [figures.get(metric) for figures in images.values()]
-            if all(value is not None for value in own):
-                yield f"{benchmark}/{metric}", fmean(value for value in own if value is not None)
 
 
 def _reference(run: NightlyRun, digest: str) -> Evidence | None:

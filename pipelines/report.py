@@ -109,21 +109,30 @@ def render(reports: Path, models: Path, params: Path) -> str:
         if _of(name, per_image)
     ]
     # page
-    templates = Environment(
+    return (
+        templates()
+        .get_template("report.html.j2")
+        .render(
+            scale=settings.scale,
+            run=_json(folder / "run.json"),
+            results=results,
+            logs={path.parent.name: _curves(path) for path in sorted(models.glob("*/log.csv"))},
+            params=params.read_text(),
+        )
+    )
+
+
+def templates() -> Environment:
+    """The templates of pages. Their filter `label` gives the heading of a model or metric."""
+    environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters["label"] = lambda name: LABELS.get(name, name)
-    return templates.get_template("report.html.j2").render(
-        scale=settings.scale,
-        run=_json(folder / "run.json"),
-        results=results,
-        logs={path.parent.name: _curves(path) for path in sorted(models.glob("*/log.csv"))},
-        params=params.read_text(),
-    )
+    environment.filters["label"] = lambda name: LABELS.get(name, name)
+    return environment
 
 
 def _of(name: str, rows: list[dict[str, str]]) -> list[dict[str, str]]:

@@ -46,6 +46,12 @@ def experiments(cross: Mapping[str, tuple[Any, ...]]) -> dict[str, Values]:
     }
 
 
+def short(params: Params, names: list[str]) -> str:
+    """The first of some experiments by its values alone, such as `residual-48-0`, and how many more there are."""
+    first = "-".join(map(str, experiments(params.sweep.cross)[names[0]].values()))
+    return f"{first} and {len(names) - 1} more" if len(names) > 1 else first
+
+
 def remaining(params: Params) -> list[str]:
     """The names of the experiments that HEAD does not have yet.
 

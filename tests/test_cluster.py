@@ -36,7 +36,7 @@ def test_jobs_are_spread_over_the_nodes(tmp_path: Path, api) -> None:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 1})
     try:
         cluster.add_node(num_cpus=1, num_gpus=1)
-        assert flows.fan_out(jobs, tmp_path, Jobs(devices=None, cluster=cluster.address)) == ["broken"]
+        assert flows.fan_out("jobs", jobs, tmp_path, Jobs(devices=None, cluster=cluster.address)) == ["broken"]
     finally:
         ray.shutdown()
         cluster.shutdown()

@@ -47,6 +47,8 @@ def test_the_shipped_settings_are_valid():
         ({"data": {"validation": ["rocket", "coffee"]}}, "data.holdout, which is reported, also names coffee: name"),
         ({"train": {"validate_pictures": 3}}, "train.validate_pictures is 3, but data.validation names 2 images"),
         ({"seed": -1}, "`seed` = -1"),
+        ({"nightly": {"webhook": "ftp://127.0.0.1/x"}}, "URL scheme should be 'http' or 'https'"),
+        ({"nightly": {"webhook": "127.0.0.1/x"}}, "`nightly.webhook` = '127.0.0.1/x': Input should be a valid URL"),
         ({"train": {"select": {"psnr": 0, "lpips": 0}}}, "train.select: all weights are 0"),
         ({"train": {"init": "a"}, "atd": {"schedule": "x2_then_x4"}}, "both set the initial ×4 weights"),
     ],

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from contextlib import ExitStack, suppress
@@ -13,10 +14,11 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from conftest import PATIENCE, ROOT, processes_that_mention, settings, until
+from conftest import PATIENCE, ROOT, free_port, processes_that_mention, settings, until
 from prefect.states import Cancelling
 
 from pipelines import executor, flows
+from pipelines.server import answers
 from upsr.files import DataError
 
 SLEEPER = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {!r}]); print('up'); time.sleep(600)"
@@ -352,3 +354,53 @@ def test_a_schedule_without_a_standing_server_is_refused(tmp_path: Path) -> None
         command, cwd=ROOT, env=clean | {"PREFECT_HOME": str(tmp_path)}, capture_output=True, text=True
     )
     assert done.returncode == 1 and done.stderr.startswith("error: this needs a standing server")
+
+
+SERVE = [sys.executable, "-m", "pipelines.flows", "serve"]
+PROXY = {name: "http://127.0.0.1:9" for name in ("http_proxy", "HTTP_PROXY", "all_proxy")}
+
+
+@pytest.mark.parametrize("silent", [True, False])
+def test_a_server_that_does_not_answer_is_waited_for_in_vain_for_a_while(tmp_path: Path, silent: bool) -> None:
+    """Neither one that is not there nor one that takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1] if silent else free_port()}/api"
+        environment = os.environ | {"PREFECT_HOME": str(tmp_path), "PREFECT_API_URL": url}
+        done = subprocess.run(
+            [*SERVE, "--patience", "1"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE
+        )
+    assert done.returncode == 1 and done.stdout == f"Waiting for the Prefect server at {url}, at most 1 seconds\n"
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"{url}: no Prefect server answers after 1 seconds: `prefect server stop` ends one")
+
+
+def test_a_server_of_another_machine_is_not_started_here(tmp_path: Path) -> None:
+    environment = os.environ | {"PREFECT_HOME": str(tmp_path), "PREFECT_API_URL": "http://server.invalid:4200/api"}
+    done = subprocess.run([*SERVE, "--start"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no Prefect server answers, and it is not on this machine: start it there" in done.stderr
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_schedule_and_says_that_the_server_goes_on(tmp_path: Path) -> None:
+    """Behind a proxy variable, with a server that `serve` starts itself."""
+    url = f"http://127.0.0.1:{free_port()}/api"
+    ours = {"PREFECT_HOME": str(tmp_path), "PREFECT_API_URL": url, "PREFECT_SERVER_UI_ENABLED": "false"}
+    environment = os.environ | ours | PROXY
+    log = tmp_path / "log"
+    with log.open("w") as output:
+        serve = subprocess.Popen(
+            [*SERVE, "--start"], cwd=ROOT, env=environment, stdout=output, stderr=output, start_new_session=True
+        )
+    try:
+        until(lambda: "is being served" in log.read_text() or serve.poll() is not None)
+        os.killpg(serve.pid, signal.SIGINT)
+        assert serve.wait(PATIENCE) == 0, log.read_text()
+        said = log.read_text().splitlines()[-1]
+        assert said == f"Stopped: no more nights are started. The Prefect server at {url} goes on: " + (
+            "`prefect server stop` ends it."
+        )
+        assert answers(url)
+    finally:
+        subprocess.run([sys.executable, "-m", "prefect", "server", "stop"], env=environment, check=True)
+    until(lambda: not answers(url))

@@ -15,6 +15,7 @@ RULES = Nightly.model_validate(
         "metrics": {"psnr": {"better": "higher", "tolerance": 0.05}, "lpips": {"better": "lower", "tolerance": 0.002}},
         "improves": "lpips",
         "by": 0.001,
+        "webhook": None,
     }
 )
 IMAGES = {"Set5": 5, "Set14": 14}

@@ -5,17 +5,23 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, settings
+from conftest import ROOT, free_port, settings, until
 from test_registry import painter, register
+from test_report import browser, script
 
-from pipelines import flows, nightly, registry, tracking
+from pipelines import flows, nightly, nightly_report, registry, tracking, webhook
 from pipelines.gate import Verdict
 from upsr import images
 from upsr.config import Params, parse
@@ -27,7 +33,7 @@ METRICS = {"psnr": {"better": "higher", "tolerance": 0.05}, "ssim": {"better": "
 def values(*benchmarks: str) -> dict[str, Any]:
     """Settings with PSNR and SSIM alone; by default on a benchmark that is there and one that is not."""
     chosen = settings(evaluate={"benchmarks": list(benchmarks) or ["two", "nowhere"], "metrics": []})
-    return chosen | {"nightly": {"metrics": METRICS, "improves": "psnr", "by": 0.001}}
+    return chosen | {"nightly": {"metrics": METRICS, "improves": "psnr", "by": 0.001, "webhook": None}}
 
 
 def chosen(*benchmarks: str) -> Params:
@@ -297,6 +303,111 @@ def test_a_second_night_of_a_date_overwrites_nothing(project: Path) -> None:
     assert nightly._name(now) == "2026-01-02-030405000000"
 
 
+# What a night shows
+
+
+def test_the_first_night_shows_its_figures_and_one_line_of_absent_benchmarks(project: Path, champion: str) -> None:
+    run, verdict = a_night({"champion": 30}, benchmarks=["two", "nowhere", "elsewhere"])
+    text = nightly_report.markdown(run, verdict)
+    assert "| model | benchmark | psnr | ssim |" in text and "| champion | two | 30.5000 | 0.5000 |" in text
+    assert [line for line in text.splitlines() if "nowhere" in line] == [
+        "- note: absent benchmarks: nowhere, elsewhere: `upsr doctor` says what to do"
+    ]
+    (line,) = [line for line in nightly_report.markdown(run, verdict, fold=True).splitlines() if "nowhere" in line]
+    assert line.startswith("<details><summary>absent benchmarks: nowhere, elsewhere</summary>")
+    assert "nowhere: data/benchmarks/nowhere: no such folder" in line
+
+
+@pytest.fixture
+def page(project: Path, champion: str) -> str:
+    """The page of nights that were completed, drifted, and promoted a candidate, and of two damaged records."""
+    a_night({"champion": 30})
+    a_night({"champion": 29})
+    version(project, 0.5)
+    a_night({"champion": 30, "candidate": 31})
+    (nightly.REPORTS / "2001-01-01.json").write_text('{"name": "2001')
+    (nightly.REPORTS / "2001-01-02.damaged").write_text("")
+    return nightly_report.write().read_text()
+
+
+def test_the_page_shows_figures_drift_promotions_and_names_damaged_records(page: str) -> None:
+    _, first, second, third = sorted(path.stem for path in nightly.REPORTS.glob("*.json"))
+    assert f"<title>{first}: champion 1: 30.5000</title>" in page and f"{third}: candidate 2: 31.5000" in page
+    assert f"<title>{second}: alarm: drift: the champion&#39;s psnr on two differs by 1.0000" in page
+    assert f"<title>{third}: promoted: psnr gains +1.0000 over champion" in page
+    assert page.count('<circle class="drift" cx="150.0"') == 1, "in the second of three nights, on PSNR alone"
+    assert f"champion: version 2, crowned {third}" in page
+    assert "<code>2001-01-01.json</code>, <code>2001-01-02.damaged</code>" in page
+
+
+def test_the_page_needs_no_network(page: str) -> None:
+    assert "http:" not in page and "https:" not in page and "<script" not in page and "url(" not in page
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not on PATH")
+def test_the_page_fits_a_phone(page: str, project: Path) -> None:
+    with browser(project / "profile") as (call, errors):
+        call("Emulation.setDeviceMetricsOverride", width=400, height=800, deviceScaleFactor=2, mobile=True)
+        call("Page.navigate", url=(project / nightly.REPORTS / nightly_report.PAGE).as_uri())
+        js = partial(script, call)
+        js("new Promise(done => document.readyState === 'complete' ? done() : addEventListener('load', done))")
+        assert js("document.querySelectorAll('figure.chart').length") == 2
+        assert js("document.documentElement.scrollWidth") == 400
+        assert errors == []
+
+
+@contextmanager
+def webhook_server(answer: str) -> Iterator[tuple[str, list[Any]]]:
+    """A server on 127.0.0.1: its address, and the JSON it received. It answers 200 or 500, sends bytes without end, or
+    nothing."""
+    received: list[Any] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            if answer.isdigit():
+                self.send_response(int(answer))
+                self.end_headers()
+                return
+            for _ in range(100):
+                time.sleep(0.1)
+                self.wfile.write(b"X" if answer == "trickles" else b"")
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/secret", received
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ("200", None),
+        ("500", "it answered 500"),
+        ("302", "it answered 302"),
+        ("hangs", "no answer within 1 seconds"),
+        ("trickles", "no answer within 1 seconds"),
+        ("refuses", "ConnectionError"),
+    ],
+)
+def test_a_webhook_takes_json_and_whatever_it_does_is_a_reason(
+    answer: str, reason: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhook, "SECONDS", 1.0)
+    started = time.monotonic()
+    with webhook_server(answer) as (url, received):
+        url = f"http://127.0.0.1:{free_port()}" if answer == "refuses" else url
+        assert webhook.post(url, {"name": "a"}) in (reason, "ReadTimeout" if answer == "hangs" else reason)
+        assert received == ([] if answer == "refuses" else [{"name": "a"}])
+    assert time.monotonic() - started < 5
+
+
 # The flow, against a Prefect server
 
 
@@ -322,8 +433,13 @@ def test_a_worse_candidate_is_rejected_and_a_better_one_promoted(project: Path, 
     assert aliases() == ("3", "3")
     assert first.read_bytes() == kept and len(list(nightly.REPORTS.glob("*.json"))) == 2
     pages = [artifact.data for artifact in api.read_artifacts() if artifact.key == "nightly"]
-    assert any("**rejected**" in page and "benchmark nowhere is absent" in page for page in pages)
+    assert any("**rejected**" in page and "absent benchmarks: nowhere" in page for page in pages)
     assert any("**promoted**" in page and "| candidate | champion | psnr | two |" in page for page in pages)
+    nights = [path.stem for path in nightly.REPORTS.glob("*.json")]
+    names = {f"{what} {night}" for what in ("nightly", "evaluations of") for night in nights}
+    assert names <= {run.name for run in api.read_flow_runs()}
+    page = (nightly.REPORTS / "index.html").read_text()
+    assert all(f'id="{night}"' in page for night in nights)
 
 
 @pytest.mark.slow
@@ -338,3 +454,32 @@ def test_a_night_that_cannot_see_its_champion_fails(
     with pytest.raises(nightly.Alarm, match="MLflow does not answer"):
         flows.nightly(root=str(project))
     assert [run.state_name for run in api.read_flow_runs()].count("Failed") >= 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("answer", ["200", "hangs"])
+def test_a_failed_night_calls_the_webhook_and_its_outcome_stands(
+    answer: str, project: Path, champion: str, api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhook, "SECONDS", 2.0)
+    stored = registry.weights_of(f"models:/upsr/{champion}")
+    kept = stored.read_bytes()
+    with webhook_server(answer) as (url, received):
+        own = values()
+        own["nightly"]["webhook"] = url
+        (project / "params.yaml").write_text(json.dumps(own))
+        flows.nightly(root=str(project))
+        assert received == [], "of a night that did not fail"
+        stored.write_bytes(painter(project / "other.safetensors", 0.5).read_bytes())
+        with pytest.raises(nightly.Alarm, match="has other weights"):
+            flows.nightly(root=str(project))
+        stored.write_bytes(kept)
+        with nightly.alone(), pytest.raises(Locked):
+            flows.nightly(root=str(project))
+    alarm, locked = received
+    night = max(path.stem for path in nightly.REPORTS.glob("*.json"))
+    assert (alarm["name"], alarm["outcome"]) == (f"nightly {night}", "undecided")
+    assert "has other weights than were registered" in alarm["reasons"][0]
+    assert locked["outcome"] == "failed" and "another process is at work here" in locked["reasons"][0]
+    if answer == "hangs":
+        until(lambda: any("nightly.webhook: was not told" in entry.message for entry in api.read_logs()))

@@ -12,7 +12,7 @@ import pytest
 from conftest import PATIENCE, ROOT, params, processes_that_mention, settings, until
 from test_compare import record
 
-from pipelines import executor, sweep
+from pipelines import executor, flows, sweep
 
 CROSS = {"uncertainty.variant": ["isotropic", "residual"], "unet.dim": [16, 32]}
 NAMES = [f"variant-{variant}-dim-{dim}" for variant in ("isotropic", "residual") for dim in (16, 32)]
@@ -172,6 +172,21 @@ def test_a_sweep_that_was_stopped_finishes_only_the_rest(
     assert all(run.data.metrics == {"Set5/psnr": 30.5} for run in children)
     plots = {Path(file.path).name for file in client.list_artifacts(parent.info.run_id, "compare")}
     assert plots == {"compare.html", "variants.md", "variants.png", "variants-forest.png"}
+
+
+@pytest.mark.slow
+def test_a_sweeps_run_is_named_by_its_first_experiment(
+    repository: Path, api, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Here it fails, since this is no project of DVC."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db")
+    cross = {"uncertainty.variant": ["residual"], "unet.dim": [16, 32], "seed": [0]}
+    (repository / "params.yaml").write_text(json.dumps(crossed(cross)))
+    commit()
+    with pytest.raises(executor.JobsFailed):
+        flows.sweep(root=str(repository))
+    name = "sweep residual-16-0 and 1 more"
+    assert {name, f"experiments of {name}"} <= {run.name for run in api.read_flow_runs()}
 
 
 def worktrees(repository: Path) -> list[Path]:

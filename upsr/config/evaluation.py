@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, HttpUrl, model_validator
 
 from upsr.config.section import Positive, Section
 
@@ -44,6 +44,9 @@ class Nightly(Section):
     """Metric that a candidate must improve, as a mean over the benchmarks, to become champion."""
     by: Annotated[float, Field(ge=0)]
     """Gain in `improves` that a candidate must exceed, and that must not be chance."""
+    webhook: HttpUrl | None
+    """http or https address that a failed night is posted to, as JSON with `name`, `outcome`, `reasons`; null: none. It
+    is no place for a password: MLflow and the report page show all settings."""
 
     @model_validator(mode="after")
     def _improves_is_judged(self) -> Self:

@@ -134,7 +134,10 @@ def test_resizing_is_exact_and_without_fringes(tmp_path: Path):
     assert result.pixels[result.alpha[:, :, 0] > 0].min() >= 254
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "x", "8y", "0x", "800x600"])
+LONG = [pytest.param("9" * 400, id="long factor"), pytest.param(f"{'9' * 5000}x", id="long width")]
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "x", "8y", "0x", "800x600", *LONG])
 def test_a_size_that_is_none_is_one_line(folder: Path, text: str, capsys: pytest.CaptureFixture[str]):
     assert upsr("upscale", "in/a.png", f"--scale={text}") == 2
     assert f"--scale: {text}: give a factor such as 2 or 1.5, or a width such as 800x" in capsys.readouterr().err

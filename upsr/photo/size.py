@@ -13,10 +13,10 @@ class Size:
 
     @classmethod
     def parse(cls, text: str) -> "Size":
-        """`2`, `1.5` or `800x`. Raises `ValueError` for another text."""
-        if re.fullmatch(r"\d+x", text) and int(text[:-1]):
+        """`2`, `1.5` or `800x`, with at most 9 digits before the point. Raises `ValueError` for another text."""
+        if re.fullmatch(r"\d{1,9}x", text) and int(text[:-1]):
             return cls(width=int(text[:-1]))
-        if re.fullmatch(r"\d+(\.\d+)?", text) and float(text):
+        if re.fullmatch(r"\d{1,9}(\.\d+)?", text) and float(text):
             return cls(factor=float(text))
         raise ValueError(f"{text}: give a factor such as 2 or 1.5, or a width such as 800x")
 

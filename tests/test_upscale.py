@@ -115,6 +115,22 @@ def test_a_photo_becomes_a_larger_one_beside_it(folder: Path, model: Path, capsy
 
 
 @pytest.mark.parametrize(
+    ("scale", "end"), [("2", "_x2"), ("2.0", "_x2"), ("1.50", "_x1.5"), ("14x", "_14x"), (None, "_x4")]
+)
+def test_a_name_tells_the_size_of_its_result(folder: Path, model: Path, scale: str | None, end: str):
+    options = ["--scale", scale] if scale else []
+    assert upsr("upscale", "in", "--model", model, *options) == 0
+    assert {f"a{end}.png", f"b{end}.png", f"deep/er/c{end}.png"} <= below("in")
+    assert upsr("upscale", "in/a.png", "--model", model, "--suffix", "_large", *options) == 0
+    assert open_photo("in/a_large.png").pixels.shape == open_photo(f"in/a{end}.png").pixels.shape
+
+
+def test_a_model_that_enlarges_twice_says_so_in_the_name(folder: Path):
+    assert upsr("upscale", "in/a.png", "--model", save_model(folder / "model", params(scale=2))) == 0
+    assert open_photo("in/a_x2.png").pixels.shape == (12, 14, 3)
+
+
+@pytest.mark.parametrize(
     ("text", "shape"), [("4", (24, 28)), ("2", (12, 14)), ("1.5", (9, 10)), ("3", (18, 21)), ("14x", (12, 14))]
 )
 def test_results_have_the_size_that_is_asked_for(folder: Path, model: Path, text: str, shape: tuple[int, int]):

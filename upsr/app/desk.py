@@ -53,8 +53,8 @@ class Order:
     @property
     def target(self) -> PurePath:
         """The name of the result's file."""
-        scale = f"_{self.scale}" if self.scale.endswith("x") else f"_x{self.scale}"
-        return PurePath(f"{PurePath(self.name).stem}{scale}{FORMATS[self.form].suffixes[0]}")
+        suffix = Size.parse(self.scale).suffix
+        return PurePath(f"{PurePath(self.name).stem}{suffix}{FORMATS[self.form].suffixes[0]}")
 
 
 @dataclass(frozen=True)

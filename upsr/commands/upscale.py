@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from upsr.photo.size import Size
 
 FORMATS = ("png", "jpeg", "webp", "tiff", "bmp", "avif", "same")
-SUFFIX = "_x4"
 
 
 def add(commands: "Commands") -> None:
@@ -28,7 +27,9 @@ def add(commands: "Commands") -> None:
     command.add_argument(
         "-o", "--output", type=Path, help="output folder, or a file for a single image (default: beside each image)"
     )
-    command.add_argument("--suffix", help=f"added to the names (default: {SUFFIX}, and none with -o)")
+    command.add_argument(
+        "--suffix", help="added to the names (default: their size, such as _x4 or _800x, and none with -o)"
+    )
     command.add_argument("--format", choices=FORMATS, default="png", help="format, where -o does not name a file")
     command.add_argument(
         "--scale", type=size, help="size of the results: a factor such as 2 or 1.5, or a width such as 800x"
@@ -88,8 +89,8 @@ def run(options: argparse.Namespace) -> None:
     from upsr.inference.upscaler import Upscaler
 
     started = time.monotonic()
-    suffix = options.suffix if options.suffix is not None else "" if options.output else SUFFIX
-    jobs = plan(options.input, options.output, suffix, options.format)
+    weights = model_file(options.model)
+    jobs = plan(options.input, options.output, _suffix(options, weights), options.format)
     left = [job for job in jobs if not (options.skip_existing and job.target.exists())]
     style = Style(
         size=options.scale,
@@ -102,7 +103,7 @@ def run(options: argparse.Namespace) -> None:
         compare=options.compare,
     )
     model = Upscaler.from_pretrained(
-        model_file(options.model), device=open_device(options.device), dtype=options.dtype, steps=options.steps or 0
+        weights, device=open_device(options.device), dtype=options.dtype, steps=options.steps or 0
     )
 
     @contextmanager
@@ -138,3 +139,13 @@ def run(options: argparse.Namespace) -> None:
     print(f"{told} in {time.monotonic() - started:.0f} s: {jobs[0].target if len(jobs) == 1 else folder}")
     if failed:
         raise ImageError(f"{failed} of {len(jobs)} images could not be upscaled")
+
+
+def _suffix(options: argparse.Namespace, weights: Path) -> str:
+    """What the names of results end with: what was asked for, nothing with `-o`, otherwise their size."""
+    from upsr.photo.size import Size
+    from upsr.pretrained import load_pretrained
+
+    if options.suffix is not None or options.output:
+        return options.suffix or ""
+    return (options.scale or Size(factor=load_pretrained(weights).scale)).suffix

@@ -20,6 +20,11 @@ class Size:
             return cls(factor=float(text))
         raise ValueError(f"{text}: give a factor such as 2 or 1.5, or a width such as 800x")
 
+    @property
+    def suffix(self) -> str:
+        """`_x2` or `_800x`: how names of results end."""
+        return f"_{self.width}x" if self.width else f"_x{self.factor:g}"
+
     def of(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) of the result for a source of a size."""
         factor = self.factor or (self.width or width) / width

@@ -11,7 +11,7 @@ from upsr.config import Params
 from upsr.data.benchmarks import Benchmark
 from upsr.evaluation.metrics import Row
 from upsr.evaluation.runs import Outcome
-from upsr.evaluation.statistics import showcase, table
+from upsr.evaluation.statistics import HEADLINE, showcase, table
 from upsr.images import read_rgb
 from upsr.pretrained import FILE
 
@@ -19,7 +19,6 @@ UPSR = Path("models/unet")
 MODELS = {"bicubic": None, "atd": Path("models/atd"), "upsr": UPSR}
 SHEETS = 4  # images per benchmark recorded in MLflow: the best and the worst
 SHEET_SIDE = 512  # pixels, at most
-HEADLINE = ("psnr", "ssim", "lpips")
 VIEW = "models"  # key of the saved view of MLflow's table
 COLUMNS = {  # of the view, and their widths in pixels
     **{f"metrics.`{name.upper()}`": 75 for name in HEADLINE},

@@ -144,14 +144,16 @@ def png_of(address: str) -> bytes:
 def test_a_bad_image_is_one_line_and_the_next_one_is_upscaled(server: Server):
     good = encoded(photo())
     torn, text, many = good[: len(good) // 2], b"not an image", encoded(Image.new("1", (2100, 2100)))
+    pages = encoded(photo(), "TIFF", save_all=True, append_images=[photo(seed=1)])
     for data, message in (
         (torn, "photo.jpg: not a readable image ("),
         (text, "photo.jpg: not a readable image ("),
+        (pages, "photo.jpg: 2 frames or pages: save one as a file of its own"),
         (many, "photo.jpg: more than 4 megapixels: cut it into parts or remove it"),
         (bytes(2**25 + 1), "photo.jpg: more than 32 MB: make it smaller, or use `upsr upscale`"),
     ):
         error = server.upscaled(data)["error"]
-        assert error.startswith(message) and "\n" not in error
+        assert error.startswith(message) and "\n" not in error and "--" not in error
     assert "token" in server.upscaled(good)
 
 

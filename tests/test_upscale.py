@@ -164,6 +164,18 @@ def test_a_size_beyond_the_model_is_one_line(folder: Path, model: Path, capsys: 
     assert "in/a.png: 35x30 is more than 4 times its size: ask for less" in capsys.readouterr().err
 
 
+def test_of_several_frames_the_first_is_taken_where_asked(
+    folder: Path, model: Path, capsys: pytest.CaptureFixture[str]
+):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    frames[0].save("a.gif", save_all=True, append_images=frames[1:])
+    assert upsr("upscale", "a.gif", "--model", model) == 2
+    message = "error: a.gif: 2 frames or pages: save one as a file of its own, or give --first-frame\n"
+    assert message in capsys.readouterr().err
+    assert upsr("upscale", "a.gif", "--model", model, "--first-frame") == 0
+    assert open_photo("a_x4.png").pixels.shape == (32, 32, 3)
+
+
 def test_quality_background_and_metadata_are_chosen(folder: Path, model: Path):
     exif = Image.Exif()
     exif[0x010F] = "Camera"

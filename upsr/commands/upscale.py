@@ -87,6 +87,7 @@ def run(options: argparse.Namespace) -> None:
     from upsr.files import ImageError, one_line
     from upsr.inference.batch import Style, plan, upscale
     from upsr.inference.upscaler import Upscaler
+    from upsr.photo.reading import FramesError
 
     started = time.monotonic()
     weights = model_file(options.model)
@@ -129,6 +130,7 @@ def run(options: argparse.Namespace) -> None:
             except Exception as error:  # the last image ends a batch, nothing else
                 failed += 1
                 text = one_line(error) if isinstance(error, ValueError | OSError) else f"{job.source}: {error!r}"
+                text += ", or give --first-frame" if isinstance(error, FramesError) else ""
                 tqdm.write(f"error: {text}", file=sys.stderr)
     except KeyboardInterrupt:
         tqdm.write("stopped: whole files only were written; --skip-existing goes on from here", file=sys.stderr)

@@ -29,6 +29,10 @@ ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
 logging.getLogger("pyvips").setLevel(logging.ERROR)  # a decoder's own words: what matters is raised
 
 
+class FramesError(ImageError):
+    """An image file of several frames or pages."""
+
+
 @dataclass(frozen=True)
 class Photo:
     """An image in memory, upright."""
@@ -132,13 +136,13 @@ def decode(data: bytes, name: str | Path, *, most: int = MAX_PIXELS, first_frame
     """Encoded bytes -> the image, turned as its EXIF orientation says. CMYK becomes sRGB.
 
     Raises `ImageError`, in one line that starts with `name`, for an image that is damaged or incomplete, of more than
-    `most` pixels, of several frames unless `first_frame`, or of other than 8 or 16 bits per channel; and in a process
-    that was forked after the first image was read.
+    `most` pixels, or of other than 8 or 16 bits per channel; and in a process that was forked after the first image was
+    read. Raises `FramesError` for one of several frames, unless `first_frame`.
     """
 
     def check(width: int, height: int, frames: int) -> None:
         if frames > 1 and not first_frame:
-            raise ImageError(f"{name}: {frames} frames or pages: give --first-frame, or split it")
+            raise FramesError(f"{name}: {frames} frames or pages: save one as a file of its own")
         if width * height > most:
             raise ImageError(f"{name}: more than {most / 1e6:.0f} megapixels: cut it into parts or remove it")
 

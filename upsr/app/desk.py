@@ -21,7 +21,7 @@ from upsr import images
 from upsr.files import ImageError, one_line
 from upsr.inference.batch import canvas
 from upsr.inference.tiling import starts
-from upsr.inference.upscaler import OVERLAP, Upscaler
+from upsr.inference.upscaler import Upscaler, overlap_of
 from upsr.photo.formats import FORMATS
 from upsr.photo.reading import Photo, decode
 from upsr.photo.size import Size
@@ -179,7 +179,7 @@ class _Growth:
 
     def __init__(self, job: Job, photo: Photo, scale: int, tile: int, folder: Path) -> None:
         height, width = photo.pixels.shape[:2]
-        rows, columns = (starts(side, tile, min(OVERLAP, tile // 4)) for side in (height, width))
+        rows, columns = (starts(side, tile, overlap_of(tile)) for side in (height, width))
         self.job, self.photo, self.folder, self.columns = job, photo, folder, len(columns)
         self.edges = [row * scale for row in (*rows, height)]
         self.tiles = self.shown = 0

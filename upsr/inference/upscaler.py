@@ -27,7 +27,7 @@ from upsr.pretrained import Pretrained, load_pretrained, weights_file
 Empty = Callable[[tuple[int, ...], np.dtype], np.ndarray]
 Tick = Callable[[], None]
 
-OVERLAP = 16  # LR pixels that neighbouring tiles share
+OVERLAP = 16  # LR pixels that neighbouring tiles share; small tiles share less
 SHOWN = 6  # weight maps kept per image where the weight changes along the chain
 LAYOUT = torch.channels_last  # convolutions are faster in it, above all in half precision
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -136,7 +136,7 @@ class Upscaler:
     def tiles(self, photo: Photo, tile: int = 128) -> int:
         """How many tiles `enlarge` runs a network on."""
         height, width = photo.pixels.shape[:2]
-        count = count_tiles(height, width, tile, _overlap(tile))
+        count = count_tiles(height, width, tile, overlap_of(tile))
         return count if photo.alpha is None or is_flat(photo.alpha) else 2 * count
 
     def upscale(self, lr: Tensor, *, seed: int = 0, tile: int = 128) -> Upscaled:
@@ -186,7 +186,7 @@ class Upscaler:
             tick()
             return fields
 
-        return blend(inputs, run, scale=self.scale, tile=tile, overlap=_overlap(tile))
+        return blend(inputs, run, scale=self.scale, tile=tile, overlap=overlap_of(tile))
 
     def _precision(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext()
@@ -250,7 +250,8 @@ def _shown(diffuser: Diffuser) -> list[int]:
     return times[:: -(-len(times) // SHOWN)]
 
 
-def _overlap(tile: int) -> int:
+def overlap_of(tile: int) -> int:
+    """The LR pixels that neighbouring tiles share, at least."""
     return min(OVERLAP, tile // 4)
 
 

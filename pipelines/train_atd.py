@@ -5,7 +5,7 @@ from pathlib import Path
 import torch.nn as nn
 
 from pipelines.stage import run
-from pipelines.training import WEIGHTS, begin, build_pairs, finish, short_digest, train
+from pipelines.training import MODELS, WEIGHTS, begin, build_pairs, finish, short_digest, train
 from upsr.config import Atd, AtdRecipe, Params, Recipe, Section, load_params
 from upsr.models.atd import ATD, build_atd
 from upsr.models.widen import widen_atd
@@ -15,7 +15,7 @@ from upsr.training.initial import initial_weights, initialise
 from upsr.training.perceptual import PerceptualLoss
 from upsr.training.state import TrainingError
 
-FOLDER = Path("models/atd")
+FOLDER = MODELS["atd"]
 X2 = FOLDER / "x2"
 
 

@@ -9,7 +9,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from pipelines.stage import run
-from pipelines.training import LMDB, WEIGHTS, begin, build_pairs, finish, short_digest, train
+from pipelines.training import LMDB, MODELS, WEIGHTS, begin, build_pairs, check_kept, finish, short_digest, train
 from upsr.config import Atd, Diffusion, Params, load_params
 from upsr.data.datasets import PatchDataset
 from upsr.diffusion.denoiser import Denoiser, build_denoiser, upsample
@@ -19,14 +19,14 @@ from upsr.diffusion.uncertainty import load_edge_detector
 from upsr.models.atd import build_atd
 from upsr.models.unet import build_unet
 from upsr.models.widen import widen_unet
-from upsr.pretrained import FILE, CheckpointError, Pretrained, load_pretrained, save_pretrained, weights_file
+from upsr.pretrained import FILE, Pretrained, load_pretrained, save_pretrained, weights_file
 from upsr.training.initial import initial_weights, initialise
 from upsr.training.perceptual import PerceptualLoss
 from upsr.training.teacher import load_teacher, prepare_student
 from upsr.training.unet_objective import UnetObjective
 
-FOLDER = Path("models/unet")
-ATD = Path("models/atd", FILE)
+FOLDER = MODELS["unet"]
+ATD = MODELS["atd"] / FILE
 CALIBRATION = 256  # patches that the uncertainty variant is calibrated on, or fewer:
 CALIBRATION_PIXELS = 2**20  # of all of them
 EPSILON_STEPS = 100  # below this, ε-prediction is ill-posed
@@ -91,7 +91,8 @@ def train_denoiser(params: Params, wrap: Callable[[nn.Module], nn.Module] = lamb
     warn_of_epsilon(params.diffusion)
     objective = build_objective(params, atd)
     if teacher:
-        check_teacher(teacher, atd_file)
+        check_kept("train_unet.teacher", teacher)
+        tell_of_another_g(teacher, atd_file)
 
     train(
         "train-unet",
@@ -145,13 +146,8 @@ def build_objective(params: Params, atd: nn.Module, weights: Path = WEIGHTS) -> 
     )
 
 
-def check_teacher(path: Path, atd: Pretrained) -> None:
-    """Prints a line where a teacher was trained with another g than `atd`'s, which it gets here.
-
-    Raises `CheckpointError` for a file that this training would overwrite.
-    """
-    if path.resolve().is_relative_to(FOLDER.resolve()):
-        raise CheckpointError(f"train_unet.teacher: {path}: this training overwrites it: copy it to another folder")
+def tell_of_another_g(path: Path, atd: Pretrained) -> None:
+    """Prints a line where a teacher was trained with another g than `atd`'s, which it gets here."""
     theirs, ours = load_pretrained(path).parts.get("atd", {}), atd.parts["atd"]
     if theirs.keys() != ours.keys() or not all(torch.equal(theirs[k].float(), ours[k].float()) for k in ours):
         print(f"teacher: {path} was trained with another g than {atd.path}, which it gets here", flush=True)

@@ -21,6 +21,7 @@ from upsr.degradation.pair_pool import PairPool
 from upsr.degradation.second_order import SecondOrder, build_degradation
 from upsr.files import DataError, atomic, sha256
 from upsr.images import find, resize, to_image, write
+from upsr.pretrained import CheckpointError
 from upsr.training.loop import fit
 from upsr.training.memory import memory_errors_in_one_line
 from upsr.training.pairs import Objective, Pairs
@@ -31,6 +32,7 @@ from upsr.training.validation import Validation, held_out
 WEIGHTS = Path("data/metric_weights")
 LMDB = Path("data/train.lmdb")
 VALIDATION = Path("data/validation")
+MODELS = {"atd": Path("models/atd"), "unet": Path("models/unet")}  # what the stages train_atd and train_unet write
 RUN_ID = "run_id"  # file in a model's folder: the id of its MLflow run, and a digest of the training
 PREVIEWS = 3  # rows of a preview sheet
 # Keys of `train` that change neither the weights nor the choice of the best: they may change when a training resumes.
@@ -65,8 +67,10 @@ def train(
     `settings` configure the network and its pairs, `inputs` are digests of other input files, and `init` is the
     initial weights file. A state with other values of these is rejected. `tags` are for MLflow's table of
     runs. The last state is kept until `finish`, so that a completed training is not repeated. Raises `TrainingError`
-    for such a state, and `Locked` where another process trains in `folder`.
+    for such a state, `Locked` where another process trains in `folder`, and `CheckpointError` as `check_kept`.
     """
+    if init:
+        check_kept("train.init", init)
     # data
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
@@ -145,6 +149,13 @@ def begin(*folders: Path) -> None:
                 finish(folder)
     if not torch.cuda.is_available():
         keep_freed_memory()
+
+
+def check_kept(key: str, path: Path) -> None:
+    """Raises `CheckpointError` where the value of `key` is a file that a training overwrites."""
+    for name, folder in MODELS.items():
+        if path.resolve().is_relative_to(folder.resolve()):
+            raise CheckpointError(f"{key}: {path}: train_{name} overwrites it: copy it to another folder")
 
 
 def finish(*folders: Path) -> None:

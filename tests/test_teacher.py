@@ -281,7 +281,7 @@ def test_a_teacher_that_the_training_overwrites_is_refused_and_another_g_is_name
     monkeypatch.chdir(tmp_path)
     lay_out(tmp_path, p)
     save_model(tmp_path / "models/unet", p)
-    with pytest.raises(CheckpointError, match=r"^train_unet\.teacher: models/unet/.*: this training overwrites it:"):
+    with pytest.raises(CheckpointError, match=r"^train_unet\.teacher: models/unet/.*: train_unet overwrites it:"):
         train_denoiser(p)
     (tmp_path / "models/unet").rename(tmp_path / "teacher")
     retrained = {"atd": build_atd(p.atd, 4).state_dict()}

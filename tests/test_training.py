@@ -17,6 +17,7 @@ from conftest import SHARED, params, save_model
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pipelines import train_atd, train_unet
 from pipelines.train_unet import fresh_denoiser, warn_of_epsilon
 from pipelines.training import validation
 from upsr import images
@@ -528,6 +529,21 @@ def test_a_training_starts_from_a_weights_file_that_fits(tmp_path: Path, capsys)
         initialise(build_atd(p.atd, 2), "atd", p.atd, 2, str(tmp_path), widen_atd)
     with pytest.raises(CheckpointError, match="no such weights file"):
         initialise(ours, "atd", p.atd, 4, str(tmp_path / "absent.safetensors"), widen_atd)
+
+
+@pytest.mark.parametrize("name", ["atd", "unet"])
+def test_a_start_that_a_training_overwrites_is_refused_by_both(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    p = params(train={"init": f"models/{name}"}, atd={"lpips_weight": 0}, train_unet={"lpips_weight": 0})
+    monkeypatch.chdir(tmp_path)
+    for folder in train_atd.FOLDER, train_unet.FOLDER:
+        save_model(folder, p)
+    message = rf"^train\.init: models/{name}/.*: train_{name} overwrites it: copy it to another folder$"
+    with pytest.raises(CheckpointError, match=message):
+        train_atd.train_atd(p, train_atd.own_recipe(p.train_atd), p.scale, train_atd.FOLDER, None)
+    with pytest.raises(CheckpointError, match=message):
+        train_unet.train_denoiser(p)
 
 
 def test_a_network_of_twice_the_width_starts_as_the_same_function(tmp_path: Path, capsys):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -184,6 +185,32 @@ def test_evaluate_by_itself_writes_statistics_and_names_what_failed(folder: Path
     assert result["statistics"]["psnr"]["pictures"] == 2
     assert result["mean"]["psnr"] == sum(row["psnr"] for row in result["rows"]) / 2
     assert result["benchmark"]["files"]["HR/a.png"]["bytes"] == (folder / "HR" / "a.png").stat().st_size
+
+
+def test_fewer_steps_are_measured_and_named(model: Path, folder: Path, tmp_path: Path) -> None:
+    def measured(*options: str) -> dict[str, Any]:
+        command = ["evaluate", "--model", str(model), "--benchmark", str(folder), "--metrics", *options]
+        main([*command, "--json", str(tmp_path / "out.json")])
+        return json.loads((tmp_path / "out.json").read_text())
+
+    whole, one = measured(), measured("--steps", "1")
+    assert {row["model"] for row in whole["rows"]} == {whole["model"]} == {str(model)}
+    assert {row["model"] for row in one["rows"]} == {one["model"]} == {f"{model} --steps 1"}
+    assert (whole["steps"], one["steps"]) == (None, 1) and one["mean"]["psnr"] != whole["mean"]["psnr"]
+
+
+def test_steps_that_a_model_does_not_have_are_one_line(
+    model: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, message in (
+        (str(model), "sampling steps: 9, but the model has 2: choose 1 to 2"),
+        ("atd-48", "sampling steps: 9, but .*atd-48/weights.safetensors does not sample: leave them out"),
+        ("bicubic", "sampling steps: 9, but bicubic does not sample: leave them out"),
+    ):
+        for workers in ("1", "2"):
+            with pytest.raises(SystemExit, match="2"):
+                main(["evaluate", "--model", name, "--benchmark", str(folder), "--steps", "9", "--workers", workers])
+            assert re.fullmatch(f"error: {message}", capsys.readouterr().err.splitlines()[-1])
 
 
 @pytest.mark.parametrize("reference", [True, False])

@@ -127,6 +127,8 @@ def test_fewer_steps_and_g_alone(model: Path):
     assert one(image).shape == (36, 36, 3)
     with pytest.raises(ValueError, match="1 to 3"):
         Upscaler.from_pretrained(model, steps=4)
+    with pytest.raises(ValueError, match=r"atd-48/weights\.safetensors does not sample: leave them out"):
+        Upscaler.from_pretrained("atd-48", steps=1)
 
 
 def test_maps_lie_where_they_should(upscaler: Upscaler):

@@ -34,6 +34,7 @@ def add(commands: "Commands") -> None:
     command.add_argument(
         "--scale", type=int, default=4, help=f"scale of `bicubic` and {FOLDER}DIR; other models define theirs"
     )
+    command.add_argument("--steps", type=positive, help="number of sampling steps (default: as trained)")
     command.add_argument(
         "--workers",
         type=positive,
@@ -44,7 +45,10 @@ def add(commands: "Commands") -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measures every image; one that fails is named and skipped. Raises `ImageError` at the end if any failed."""
+    """Measures every image; one that fails is named and skipped.
+
+    Raises `ImageError` at the end if any failed, and `ValueError` for `--steps` that the model does not have.
+    """
     import torch
 
     from upsr.data.benchmarks import open_benchmark
@@ -56,10 +60,12 @@ def run(options: argparse.Namespace) -> None:
 
     # model and benchmark
     model = _model(options.model)
+    if options.steps and not isinstance(model, Path):
+        raise ValueError(f"sampling steps: {options.steps}, but {options.model} does not sample: leave them out")
     scale = load_pretrained(model).scale if isinstance(model, Path) else options.scale
     benchmark = open_benchmark(options.benchmark, scale)
     evaluation = EvaluationRun(
-        models={options.model: model},
+        models={_name(options): model},
         scale=scale,
         protocol=options.protocol,
         metrics=tuple(options.metrics),
@@ -68,6 +74,7 @@ def run(options: argparse.Namespace) -> None:
         tile=options.tile,
         images=None,
         dtype=options.dtype,
+        steps=options.steps or 0,
     )
     # figures
     first = open_device(options.device)
@@ -93,6 +100,11 @@ def _model(name: str) -> "Path | Precomputed | None":
     return model_file(name)
 
 
+def _name(options: argparse.Namespace) -> str:
+    """The model's name in the results. A chain that was shortened is another model."""
+    return f"{options.model} --steps {options.steps}" if options.steps else options.model
+
+
 def report(
     options: argparse.Namespace, benchmark: "Benchmark", outcome: "Outcome", statistics: dict[str, dict]
 ) -> None:
@@ -113,9 +125,10 @@ def report(
     if options.json:
         result = {
             "benchmark": benchmark.manifest,
-            "model": options.model,
+            "model": _name(options),
             "pictures": len(outcome.rows),
             "protocol": asdict(PROTOCOLS[options.protocol]),
+            "steps": options.steps,
             "seed": options.seed,
             "tile": options.tile,
             "dtype": options.dtype,

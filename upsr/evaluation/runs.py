@@ -76,16 +76,21 @@ class EvaluationRun:
     """Folder for results and maps, as BENCHMARK/IMAGE/MODEL.png; None: do not keep them."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision of the networks."""
+    steps: int = 0
+    """Number of sampling steps, where every weights file samples; 0: as trained."""
 
     def jobs(self, benchmarks: list[Benchmark]) -> list[Job]:
         """Every model on every image, in the order of the results."""
         return [Job(b.name, model, pair) for b in benchmarks for model in self.models for pair in b.pairs]
 
     def __call__(self, device: torch.device) -> Callable[[Job], Result]:
-        """Opens the networks and the metrics, once per process. Raises `CheckpointError` and `ConfigError`."""
+        """Opens the networks and the metrics, once per process.
+
+        Raises `CheckpointError` and `ConfigError`, and `ValueError` for `steps` that a model does not have.
+        """
         metrics = Metrics(self.metrics, self.weights, PROTOCOLS[self.protocol], self.scale, device)
         upscalers = {
-            name: Upscaler.from_pretrained(model, device=str(device), dtype=self.dtype)
+            name: Upscaler.from_pretrained(model, device=str(device), dtype=self.dtype, steps=self.steps)
             if isinstance(model, Path)
             else model
             for name, model in self.models.items()

@@ -74,13 +74,15 @@ class Upscaler:
         """Loads bundled weights by name (`starter`: the default), a weights file or its folder, or what was read.
 
         `steps`: number of sampling steps, at most the chain's; 0 means all. Raises `CheckpointError` for a file that is
-        missing or does not fit, and `ValueError` for more steps than the chain has.
+        missing or does not fit, and `ValueError` for more steps than the chain has, or any of a file without a UNet.
         """
         # ATD
         file = model if isinstance(model, Pretrained) else load_pretrained(weights_file(model))
         settings = file.section("atd", Atd)
         atd = file.network("atd", lambda: build_atd(settings, file.scale))
         if "unet" not in file.parts:
+            if steps:
+                raise ValueError(f"sampling steps: {steps}, but {file.path} does not sample: leave them out")
             return cls(atd, None, device=device, dtype=dtype)
         # UNet and diffusion
         cfg, chain = file.section("unet", Unet), file.section("diffusion", Diffusion)

@@ -160,7 +160,7 @@ def test_a_bad_image_is_one_line_and_the_next_one_is_upscaled(server: Server):
 @pytest.mark.parametrize(
     ("order", "message"),
     [
-        ({"model": "/etc/passwd"}, "model /etc/passwd: not offered here: use atd-48, atd-96, "),
+        ({"model": "/etc/passwd"}, "model /etc/passwd: not offered here: use atd-48, atd-48-light, "),
         ({"scale": "huge"}, "huge: give a factor such as 2 or 1.5, or a width such as 800x"),
         ({"scale": "9" * 400}, "9" * 400 + ": give a factor such as 2 or 1.5"),
         ({"scale": "5"}, "photo.jpg: 240x200 is more than 4 times its size: ask for less"),

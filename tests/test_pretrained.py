@@ -63,8 +63,9 @@ def test_what_is_no_weights_file_is_named(tmp_path: Path):
 
 
 def test_a_model_is_named_by_a_file_its_folder_or_the_name_of_bundled_weights(tmp_path: Path):
-    assert bundled() == ["atd-48", "atd-96", "upsr-48"]
-    assert weights_file("starter") == weights_file("atd-48")
+    assert bundled() == ["atd-48", "atd-48-light", "upsr-48", "upsr-48-light"]
+    assert weights_file("starter") == weights_file("upsr-48")
+    assert weights_file("light") == weights_file("upsr-48-light")
     assert all(weights_file(name).is_file() for name in bundled())
     assert weights_file("models/unet") == Path("models/unet/weights.safetensors")
     assert weights_file(tmp_path) == tmp_path / "weights.safetensors"

@@ -68,7 +68,7 @@ def load(path: Path) -> spandrel.ImageModelDescriptor:
 
 @pytest.mark.parametrize(
     ("name", "architecture", "tiling"),
-    [("atd-48", "ATDReal", "SUPPORTED"), ("atd-96", "ATDReal", "SUPPORTED"), ("upsr-48", "UPSR", "INTERNAL")],
+    [("atd-48", "ATDReal", "SUPPORTED"), ("atd-48-light", "ATDReal", "SUPPORTED"), ("upsr-48", "UPSR", "INTERNAL")],
 )
 def test_spandrel_loads_the_bundled_weights_and_makes_our_image(name: str, architecture: str, tiling: str):
     model, lr = load(weights_file(name)), photo(21, 34)

@@ -28,8 +28,8 @@ Parts = Mapping[str, Mapping[str, Tensor]]
 
 BUNDLED = Path(__file__).parent / "bundled"
 """The bundled weights: one folder each, with a model card."""
-STARTER = "atd-48"
-"""The bundled weights that `starter` means."""
+NAMES = {"starter": "upsr-48", "light": "upsr-48-light"}
+"""What they are called: for photographs as they are, and for images that were only shrunk or hardly degraded."""
 FILE = "weights.safetensors"
 SETTINGS = "settings.json"
 """The tensor that repeats the settings: the bytes of the JSON text."""
@@ -54,6 +54,11 @@ class Pretrained:
     def scale(self) -> int:
         """The factor of the upscaling."""
         return self.settings["scale"]
+
+    @property
+    def sampling_steps(self) -> int:
+        """The number of timesteps that sampling visits unless told otherwise; 0: the whole chain."""
+        return self.settings.get("sampling_steps", 0)
 
     def section(self, name: str, record: type[S]) -> S:
         """One section of the settings. Raises `CheckpointError` where it is missing or does not fit the record."""
@@ -90,7 +95,7 @@ def load_pretrained(path: str | Path) -> Pretrained:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(
-            f"{path}: no such weights file: correct the path, or use bundled weights: starter, {', '.join(bundled())}"
+            f"{path}: no such weights file: correct the path, or use bundled weights: {', '.join([*NAMES, *bundled()])}"
         )
     try:
         with safe_open(path, framework="pt") as file:
@@ -142,15 +147,18 @@ def _valid(path: Path, parts: Parts, settings: Any) -> Pretrained:
             f"{path}: its settings have no scale of {' or '.join(map(str, get_args(Scale)))}: {REMEDY}"
         )
     model = Pretrained(path, parts, _completed(settings))
-    if strange := sorted(model.settings.keys() - RECORDS.keys() - {"scale"} | parts.keys() - RECORDS.keys()):
+    if strange := sorted(model.settings.keys() - RECORDS.keys() - {"scale", "sampling_steps"} | parts.keys() - RECORDS.keys()):
         raise CheckpointError(f"{path}: has an unknown part `{short(strange[0])}`: {REMEDY}")
     sections: dict[str, Any] = {
         name: model.section(name, record) for name, record in RECORDS.items() if name in settings
     }
     if lacking := sorted({"atd", "unet"} & (parts.keys() ^ settings.keys())):
         raise CheckpointError(f"{path}: has weights or settings for `{lacking[0]}`, but not both: {REMEDY}")
+    steps, chain = model.sampling_steps, sections.get("diffusion")
+    if type(steps) is not int or not 0 <= steps <= (chain.steps if chain else 0):
+        raise CheckpointError(f"{path}: its settings have `sampling_steps` that its chain does not: {REMEDY}")
     try:
-        check_denoiser(sections.get("unet"), sections.get("diffusion"), sections.get("uncertainty"))
+        check_denoiser(sections.get("unet"), chain, sections.get("uncertainty"))
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from None
     return model
@@ -215,7 +223,7 @@ def bundled() -> list[str]:
 
 
 def weights_file(model: str | Path) -> Path:
-    """The weights file of a model: bundled weights by name (`starter`: the default), a file, or its folder."""
-    name = STARTER if model == "starter" else str(model)
+    """The weights file of a model: bundled weights by name (or `starter`, `light`), a file, or its folder."""
+    name = NAMES.get(str(model), str(model))
     path = BUNDLED / name if name in bundled() else Path(model)
     return path / FILE if path.is_dir() or not path.suffix else path

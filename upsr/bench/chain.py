@@ -77,7 +77,7 @@ def _measure(
 ) -> dict[str, list[dict[str, float]]]:
     """The figures of one image: a list over t for each of `COLUMNS`, and `sr`."""
     if upscaler.diffuser is None:
-        raise ValueError("bench chain: the model has no UNet: use one trained by `train_unet`, such as upsr-48")
+        raise ValueError("bench chain: the model has no UNet: use one trained by `train_unet`, such as starter")
     if pair.hr is None:
         raise ValueError(f"bench chain: {pair.name} has no HR image: use a benchmark with references")
     s, denoiser = upscaler.scale, upscaler.diffuser.denoiser

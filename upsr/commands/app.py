@@ -31,10 +31,10 @@ def run(options: argparse.Namespace) -> None:
 
     from upsr.app.server import application
     from upsr.inference.upscaler import Upscaler
-    from upsr.pretrained import STARTER, bundled, weights_file
+    from upsr.pretrained import NAMES, bundled, weights_file
 
     with listen(options.port) as listener:
-        default = STARTER if options.model == "starter" else options.model
+        default = NAMES.get(options.model, options.model)
         files = {name: weights_file(name) for name in bundled()} | {default: model_file(default)}
         device = open_device(options.device)
         models = {

@@ -26,7 +26,7 @@ def add(commands: "Commands") -> None:
     )
     command.add_argument("--batch", type=positive, default=16, help="degrade: images of 256x256 per batch")
     command.add_argument("--steps", type=positive, default=20, help="degrade: number of batches")
-    command.add_argument("--model", default="upsr-48", help="chain: a model with a UNet, as for `upsr upscale`")
+    command.add_argument("--model", default="starter", help="chain: a model with a UNet, as for `upsr upscale`")
     command.add_argument("--benchmark", default="data/benchmarks/holdout", help="chain: benchmark folder with HR")
     command.add_argument("--side", type=positive, default=64, help="chain: side of the measured centre in LR pixels")
     command.add_argument("--seed", type=int, default=0, help="chain: seed of the noise")
@@ -57,13 +57,17 @@ def _chain(options: argparse.Namespace) -> None:
     import torch
 
     from upsr.bench.chain import measure_chain, plot, report
+    from upsr.config import Diffusion
     from upsr.data.benchmarks import open_benchmark
     from upsr.evaluation.metrics import Metrics
     from upsr.evaluation.protocol import PROTOCOLS
     from upsr.inference.upscaler import Upscaler
+    from upsr.pretrained import load_pretrained
 
     device = open_device(options.device)
-    upscaler = Upscaler.from_pretrained(model_file(options.model), device=device)
+    file = load_pretrained(model_file(options.model))
+    steps = file.section("diffusion", Diffusion).steps if "unet" in file.parts else 0  # all, however many it samples in
+    upscaler = Upscaler.from_pretrained(file, device=device, steps=steps)
     metrics = Metrics(["lpips"], options.weights, PROTOCOLS["basicsr"], upscaler.scale, torch.device(device))
     if metrics.absent:
         raise ValueError(f"bench chain: lpips is absent: {metrics.absent['lpips']}")

@@ -73,8 +73,9 @@ class Upscaler:
     ) -> "Upscaler":
         """Loads bundled weights by name (`starter`: the default), a weights file or its folder, or what was read.
 
-        `steps`: number of sampling steps, at most the chain's; 0 means all. Raises `CheckpointError` for a file that is
-        missing or does not fit, and `ValueError` for more steps than the chain has, or any of a file without a UNet.
+        `steps`: number of sampling steps, at most the chain's; 0 means the file's own, all if it has none. Raises
+        `CheckpointError` for a file that is missing or does not fit, and `ValueError` for more steps than the chain
+        has, or any of a file without a UNet.
         """
         # ATD
         file = model if isinstance(model, Pretrained) else load_pretrained(weights_file(model))
@@ -86,7 +87,7 @@ class Upscaler:
             return cls(atd, None, device=device, dtype=dtype)
         # UNet and diffusion
         cfg, chain = file.section("unet", Unet), file.section("diffusion", Diffusion)
-        denoiser = load_denoiser(file, build_unet, steps)
+        denoiser = load_denoiser(file, build_unet, steps or file.sampling_steps)
         multiple = cfg.window * 2 ** (len(cfg.channel_mult) - 1)
         diffuser = Diffuser(denoiser.to(device).to(memory_format=LAYOUT).eval(), chain.sampler_eta, multiple)
         return cls(atd, diffuser, device=device, dtype=dtype)

@@ -1,5 +1,6 @@
 """The weights that training starts from: bundled weights, another model's, or none (`train.init`)."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ def initial_weights(name: str, width: int, init: str) -> Path | None:
     if init != "starter":
         return None if init == "none" else weights_file(init)
     kind = {"atd": "atd", "unet": "upsr"}[name]
-    widths = [int(known.removeprefix(f"{kind}-")) for known in bundled() if known.startswith(f"{kind}-")]
+    widths = [int(found[1]) for known in bundled() if (found := re.fullmatch(rf"{kind}-(\d+)", known))]
     return weights_file(BUNDLED / f"{kind}-{max(widths, key=lambda w: (width % w == 0, w))}")
 
 

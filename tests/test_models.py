@@ -7,9 +7,9 @@ from conftest import fixture_file, params
 
 from pipelines.train_unet import fresh_denoiser
 from upsr.models.atd import ATD, build_atd
-from upsr.models.unet import UNet, build_unet
+from upsr.models.unet import UNet, build_unet, convolve_doubled
 from upsr.models.widen import widen_atd, widen_unet
-from upsr.models.windows import attention_mask, merge, partition
+from upsr.models.windows import attend, attention_mask, cut, relative_position_index
 from upsr.official import DERIVED, read_atd, read_unet
 
 CPU = torch.device("cpu")
@@ -168,12 +168,37 @@ def test_a_whole_window_without_shift_needs_no_mask():
     assert attention_mask(16, 8, 8, 0, CPU) is None
 
 
-def test_windows_are_cut_and_joined_again():
-    x = torch.rand(2, 8, 12, 5)
-    windows = partition(x, 4)
-    assert windows.shape == (2, 6, 16, 5)
-    assert torch.equal(windows[0, 1], x[0, :4, 4:8].reshape(16, 5))
-    assert torch.equal(merge(windows, 4, 8, 12), x)
+@pytest.mark.parametrize(("height", "width"), [(8, 12), (5, 5), (13, 4), (10, 7), (3, 9)])
+@pytest.mark.parametrize("shift", [0, 2, 3])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_pixels_attend_to_their_window_and_side_of_the_seam(height: int, width: int, shift: int, batch: int):
+    """The same by a mask over all pairs of pixels, without windows."""
+    qkv, table = torch.randn(batch, height * width, 3 * 6), torch.randn(49, 2)
+    order, back, mask = cut(height, width, 4, shift, CPU)
+    windows = qkv.index_select(1, order).view(batch, -1, 16, 18)
+    result = attend(windows, 2, table, relative_position_index(4), mask).flatten(1, 2).index_select(1, back)
+    y, x = torch.arange(height * width) // width, torch.arange(height * width) % width
+    side = [torch.where(v < shift, -1, (v - shift) // 4) for v in (y, x)]  # rolled over the edge: a window's other side
+    together = (side[0][:, None] == side[0]) & (side[1][:, None] == side[1])
+    offset = (y[:, None] - y + 3) * 7 + (x[:, None] - x + 3)
+    bias = table[offset.clamp(0, 48)].permute(2, 0, 1).masked_fill(~together, -torch.inf)
+    q, k, v = qkv.view(batch, -1, 3, 2, 3).permute(2, 0, 3, 1, 4)
+    expected = ((q @ k.transpose(2, 3) / 3**0.5 + bias).softmax(-1) @ v).transpose(1, 2).flatten(2)
+    assert distance(result, expected) < 1e-5
+
+
+def test_windows_without_a_mask_are_spared_it():
+    mask = cut(32, 24, 8, 4, CPU).mask
+    assert mask is not None
+    assert len(mask) == 4 * 3 - 3 * 2
+    assert (mask.flatten(1) < 0).any(1).all()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (4, 7)])
+def test_a_convolution_of_a_doubled_image_is_exact(size: tuple[int, int]):
+    conv, x = torch.nn.Conv2d(5, 6, 3, padding=1), torch.randn(2, 5, *size)
+    expected = conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+    assert distance(convolve_doubled(conv, x), expected) < 1e-5
 
 
 def test_every_weight_of_both_networks_learns():

@@ -96,12 +96,13 @@ def test_any_size_needs_no_padding(tiny: Path, size: tuple[int, int]):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_refused_as_the_networks_cannot_run_in_it(tiny: Path, dtype: torch.dtype):
-    for model in (load(tiny), load(weights_file("atd-48"))):
+def test_half_precision_is_refused_as_upsr_cannot_run_in_it(tiny: Path, dtype: torch.dtype):
+    upsr = load(tiny)
+    for model in (upsr, load(weights_file("atd-48"))):
         with pytest.raises(spandrel.UnsupportedDtypeError):
             model.to(dtype)
-        with pytest.raises(RuntimeError, match="type"):  # once this raises no more, the descriptor can say so
-            model.model.to(dtype)(photo(8, 8).to(dtype))
+    with pytest.raises(RuntimeError, match="type"):  # once this raises no more, the descriptor can say so
+        upsr.model.to(dtype)(photo(8, 8).to(dtype))
 
 
 def test_a_model_of_ones_own_is_loaded_with_its_own_settings(tiny: Path, tmp_path: Path):

@@ -84,7 +84,10 @@ class UpsrArch(Architecture[Upsr]):
 def _described(
     architecture: Architecture[Any], model: nn.Module, scale: int, tags: list[str], tiling: ModelTiling
 ) -> ImageModelDescriptor[Any]:
-    """The descriptor of a loaded network. Any image size fits. Half precision needs autocast, which spandrel lacks."""
+    """The descriptor of a loaded network. Any image size fits.
+
+    In half precision UPSR needs autocast, which spandrel lacks, and ATD puts pixels into other categories.
+    """
     return ImageModelDescriptor(
         model.eval().to(memory_format=LAYOUT),
         model.state_dict(),

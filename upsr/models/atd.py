@@ -13,7 +13,7 @@ from torch import Tensor
 
 from upsr.config import ATD_TRAINING_KEYS, Atd
 from upsr.images import pad_to
-from upsr.models.windows import attend, attention_mask, merge, partition, relative_position_index
+from upsr.models.windows import attend, attend_in_groups, cut, relative_position_index
 
 Flavour = Literal["real", "classical"]
 DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
@@ -58,12 +58,11 @@ class WindowAttention(nn.Module):
 
     def forward(self, qkv: Tensor, index: Tensor, shift: int) -> Tensor:
         """(B, H, W, 3C) -> (B, H, W, C), with H and W multiples of the window."""
-        _, h, w, _ = qkv.shape
-        mask = attention_mask(h, w, self.window, shift, qkv.device)
-        qkv = torch.roll(qkv, (-shift, -shift), (1, 2)) if shift else qkv
-        x = attend(partition(qkv, self.window), self.heads, self.relative_position_bias_table, index, mask)
-        x = merge(self.proj(x), self.window, h, w)
-        return torch.roll(x, (shift, shift), (1, 2)) if shift else x
+        b, h, w, c3 = qkv.shape
+        order, back, mask = cut(h, w, self.window, shift, qkv.device)
+        qkv = qkv.flatten(1, 2).index_select(1, order).view(b, -1, self.window**2, c3)
+        x = self.proj(attend(qkv, self.heads, self.relative_position_bias_table, index, mask))
+        return x.flatten(1, 2).index_select(1, back).view(b, h, w, -1)
 
 
 class TokenDictionaryAttention(nn.Module):
@@ -107,16 +106,10 @@ class CategoryAttention(nn.Module):
         grouped = qkv.flatten(0, 1).index_select(0, rows.flatten()).view(b, n, c3)
         if missing:
             grouped = torch.cat([grouped, grouped[:, n - missing :].flip(1)], dim=1)
-        y = self._attend(grouped.view(b, -1, size, c3)).reshape(b, n + missing, c3 // 3)[:, :n]
+        scale = self.logit_scale.clamp(max=math.log(100.0)).exp()
+        y = attend_in_groups(grouped.view(b, -1, size, c3), self.heads, scale).reshape(b, n + missing, c3 // 3)[:, :n]
         back = torch.empty_like(rows.flatten()).scatter_(0, rows.flatten(), torch.arange(b * n, device=rows.device))
         return self.proj(y.reshape(b * n, -1).index_select(0, back).view(b, n, -1))
-
-    def _attend(self, qkv: Tensor) -> Tensor:
-        """(B, groups, size, 3C) -> (B, groups, size, C)"""
-        b, g, n, c3 = qkv.shape
-        q, k, v = qkv.view(b, g, n, 3, self.heads, -1).permute(3, 0, 1, 4, 2, 5)
-        scale = self.logit_scale.clamp(max=math.log(100.0)).exp()
-        return ((q * scale) @ k.transpose(-2, -1)).softmax(-1).matmul(v).transpose(2, 3).reshape(b, g, n, c3 // 3)
 
 
 class Layer(nn.Module):
@@ -168,7 +161,8 @@ class Layer(nn.Module):
 
     def _refine(self, dictionary: Tensor, similarity: Tensor, x: Tensor) -> Tensor:
         """σ·D + (1−σ)·(mean of the pixels, weighted by their similarity to each token), (B, m, C)."""
-        share = self.norm3(similarity.transpose(1, 2)).softmax(-1)
+        share = F.layer_norm(similarity.transpose(1, 2), similarity.shape[1:2])  # instance normalisation, but faster
+        share = (share * self.norm3.weight[:, None] + self.norm3.bias[:, None]).softmax(-1)
         keep = self.sigma.sigmoid()
         return keep * dictionary + (1 - keep) * (share @ x)
 

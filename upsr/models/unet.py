@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from upsr.config import Unet
-from upsr.models.swin import SwinStage, group_norm
+from upsr.models.swin import Pointwise, SwinStage, group_norm
 
 
 def timestep_embedding(t: Tensor, dim: int) -> Tensor:
@@ -34,12 +34,12 @@ class ResBlock(nn.Module):
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)  # type: ignore[arg-type]
         same = channels == out_channels
-        self.skip_connection = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
+        self.skip_connection = nn.Identity() if same else Pointwise(channels, out_channels)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         h = self.in_layers(x)
         scale, shift = self.emb_layers(embedding)[:, :, None, None].chunk(2, dim=1)
-        h = self.out_layers[0](h) * (1 + scale) + shift
+        h = torch.addcmul(shift, self.out_layers[0](h), 1 + scale)
         return self.skip_connection(x) + self.out_layers[1:](h)
 
 
@@ -62,7 +62,24 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+        return convolve_doubled(self.conv, x)
+
+
+def convolve_doubled(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """A 3×3 convolution of x enlarged twice by nearest-neighbour interpolation, (B, C, H, W) -> (B, C', 2H, 2W).
+
+    Each output pixel sees 2×2 different pixels of x. So it is a transposed 4×4 convolution of x with stride 2, whose
+    taps are sums of the weights, and which takes 4/9 of the multiplications.
+    """
+    taps = (conv.weight.flatten(2) @ _doubling(conv.weight.device).to(conv.weight)).unflatten(2, (4, 4))
+    return F.conv_transpose2d(x, taps.transpose(0, 1), conv.bias, stride=2, padding=1)
+
+
+def _doubling(device: torch.device) -> Tensor:
+    """(9, 16): which of the 3×3 weights the 4×4 taps sum: weight u is in the taps 2 − u and 3 − u of each axis."""
+    axis = torch.eye(3, device=device).flip(1)
+    axis = F.pad(axis, (0, 1)) + F.pad(axis, (1, 0))
+    return torch.kron(axis, axis)
 
 
 class Block(nn.Sequential):
@@ -123,7 +140,7 @@ class Decoder(nn.Module):
             h = block(torch.cat([h, skip], dim=1), embedding)
         h = self.conv_before_upsample(h)
         for conv in [self.conv_up1, self.conv_up2] if self.scale == 4 else [self.conv_up1]:
-            h = F.leaky_relu(conv(F.interpolate(h, scale_factor=2, mode="nearest")), 0.2)
+            h = F.leaky_relu(convolve_doubled(conv, h), 0.2)
         h = h if hr is None else torch.cat([h, hr.to(h.dtype)], dim=1)
         return self.conv_last(F.leaky_relu(self.conv_hr(h), 0.2))
 

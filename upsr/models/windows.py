@@ -1,25 +1,24 @@
-"""Window attention, shared by ATD and the Swin UNet: partition, merge, relative positions, masks."""
+"""Window attention, shared by ATD and the Swin UNet: cut and join, relative positions, masks."""
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 MASKED = -100.0  # added to a masked logit (official value); finite, so that a fully masked row stays defined
 
 
-def partition(x: Tensor, window: int) -> Tensor:
-    """(B, H, W, C) -> (B, windows, window², C), with H and W multiples of `window`."""
-    b, h, w, c = x.shape
-    x = x.view(b, h // window, window, w // window, window, c).transpose(2, 3)
-    return x.reshape(b, -1, window * window, c)
+class Cut(NamedTuple):
+    """How a map is cut into windows. Those that need a mask come last, so that the others are spared it."""
 
-
-def merge(windows: Tensor, window: int, height: int, width: int) -> Tensor:
-    """The inverse of `partition`: -> (B, height, width, C)."""
-    b, _, _, c = windows.shape
-    x = windows.view(b, height // window, width // window, window, window, c).transpose(2, 3)
-    return x.reshape(b, height, width, c)
+    order: Tensor
+    """(windows · window²,): the pixel at each position of the windows; padding, which is masked, repeats the edge."""
+    back: Tensor
+    """(H · W,): the position of each pixel."""
+    mask: Tensor | None
+    """(masked windows, 1, window², window²) to add to the logits, or None where no window has a mask."""
 
 
 def relative_position_index(window: int) -> Tensor:
@@ -28,6 +27,41 @@ def relative_position_index(window: int) -> Tensor:
     dy = y.flatten()[:, None] - y.flatten()[None] + window - 1
     dx = x.flatten()[:, None] - x.flatten()[None] + window - 1
     return dy * (2 * window - 1) + dx
+
+
+def cut(height: int, width: int, window: int, shift: int, device: torch.device, official: bool = False) -> Cut:
+    """The windows of a height × width map, padded to whole windows and rolled by `shift` (see `attention_mask`)."""
+    make = _cut.__wrapped__ if torch.compiler.is_compiling() else _cut  # the compiler does not see through a cache
+    return make(height, width, window, shift, device, official)
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)  # a training may use what a validation has cached
+def _cut(height: int, width: int, window: int, shift: int, device: torch.device, official: bool) -> Cut:
+    rows, columns = (-(-size // window) for size in (height, width))
+    free_rows, free_columns = (max((size - shift) // window, 0) for size in (height, width))  # no seam, no padding
+
+    def masked_last(windows: Tensor) -> Tensor:
+        grid = windows.unflatten(0, (rows, columns))
+        parts = grid[:free_rows, :free_columns], grid[:free_rows, free_columns:], grid[free_rows:]
+        return torch.cat([part.flatten(0, 1) for part in parts])
+
+    # pixels: of the padded map, then of the map
+    padded = torch.arange(rows * columns * window**2, device=device).view(rows * window, columns * window)
+    order = masked_last(partition(padded.roll((-shift, -shift), (0, 1)), window)).flatten()
+    back = order.argsort().view_as(padded)[:height, :width].flatten()
+    y, x = order // (columns * window), order % (columns * window)
+    order = y.clamp(max=height - 1) * width + x.clamp(max=width - 1)
+    # masks
+    mask = attention_mask(height, width, window, shift, device, official)
+    if mask is not None:
+        mask = masked_last(mask)[free_rows * free_columns :].clone()
+    return Cut(order, back, mask)
+
+
+def partition(grid: Tensor, window: int) -> Tensor:
+    """(H, W) -> (windows, window²), with H and W multiples of `window`."""
+    return grid.unfold(0, window, window).unfold(1, window, window).reshape(-1, window**2)
 
 
 def attention_mask(
@@ -41,26 +75,17 @@ def attention_mask(
     `official` repeats the released UNet's mask, with which its weights were trained. It masks the seam between rows
     only, with rows and columns exchanged within each window.
     """
-    make = _mask.__wrapped__ if torch.compiler.is_compiling() else _mask  # the compiler does not see through a cache
-    return make(height, width, window, shift, device, official)
-
-
-@lru_cache(maxsize=16)
-def _mask(height: int, width: int, window: int, shift: int, device: torch.device, official: bool) -> Tensor | None:
     if not shift and height % window == 0 and width % window == 0:
         return None
     rows, columns = _sides(height, window, shift, device), _sides(width, window, shift, device)
-    seam = _cut(rows[:, None] * 3 + (0 if official else columns[None]) + torch.zeros_like(columns)[None], window)
+    seam = rows[:, None] * 3 + (0 if official else columns[None]) + torch.zeros_like(columns)[None]
+    seam = partition(seam, window)
     if official:
         seam = seam.view(-1, window, window).transpose(1, 2).flatten(1)
-    inside = _cut(_inside(height, window, shift, device)[:, None] & _inside(width, window, shift, device)[None], window)
+    inside = _inside(height, window, shift, device)[:, None] & _inside(width, window, shift, device)[None]
+    inside = partition(inside, window)
     apart = (seam[:, :, None] != seam[:, None]) | (inside[:, :, None] != inside[:, None])
     return MASKED * apart[:, None].float()
-
-
-def _cut(grid: Tensor, window: int) -> Tensor:
-    """(H, W) -> (windows, window²)"""
-    return partition(grid[None, :, :, None], window)[0, :, :, 0]
 
 
 def _sides(size: int, window: int, shift: int, device: torch.device) -> Tensor:
@@ -80,14 +105,32 @@ def _inside(size: int, window: int, shift: int, device: torch.device) -> Tensor:
 
 
 def attend(qkv: Tensor, heads: int, table: Tensor, index: Tensor, mask: Tensor | None) -> Tensor:
-    """Multi-head attention within windows: (B, windows, N, 3C) -> (B, windows, N, C).
+    """Multi-head attention within windows, the last of which have a `mask`: (B, windows, N, 3C) -> (B, windows, N, C).
 
     softmax(q kᵀ / √d + bias + mask) v; bias: the rows `index` (N, N) of `table` ((2·window−1)², heads).
     """
-    b, w, n, c3 = qkv.shape
-    q, k, v = qkv.view(b, w, n, 3, heads, c3 // 3 // heads).permute(3, 0, 1, 4, 2, 5)
-    bias = table[index.flatten()].view(n, n, heads).permute(2, 0, 1)
-    logits = (q * (c3 // 3 // heads) ** -0.5) @ k.transpose(-2, -1) + bias
-    if mask is not None:
-        logits = logits + mask
-    return (logits.softmax(-1) @ v).transpose(2, 3).reshape(b, w, n, c3 // 3)
+    scale = (qkv.shape[3] // 3 // heads) ** -0.5
+    bias = table.t().index_select(1, index.flatten()).view(1, heads, *index.shape).to(qkv.dtype)
+    if mask is None:
+        return attend_in_groups(qkv, heads, scale, bias)
+    free, masked = qkv.split([qkv.shape[1] - len(mask), len(mask)], 1)
+    masked = attend_in_groups(masked, heads, scale, bias + mask.to(qkv.dtype))
+    return torch.cat([attend_in_groups(free, heads, scale, bias), masked], 1) if free.shape[1] else masked
+
+
+def attend_in_groups(qkv: Tensor, heads: int, scale: float | Tensor, bias: Tensor | None = None) -> Tensor:
+    """Multi-head attention: softmax(q kᵀ · scale + bias) v, (B, groups, N, 3C) -> (B, groups, N, C).
+
+    `bias` is (groups, heads, N, N), or (1, heads, N, N) for all groups. torch's fused kernel is used without gradients
+    only: on a CPU its backward pass is slow, and a bias that learns has none.
+    """
+    b, g, n, c3 = qkv.shape
+    q, k, v = qkv.reshape(b, g, n, 3, heads, -1).permute(3, 0, 1, 4, 2, 5)
+    if torch.is_grad_enabled():
+        logits = (q * scale) @ k.transpose(-2, -1)
+        x = (logits if bias is None else logits + bias).softmax(-1) @ v
+    else:
+        q, k, v = (q * scale).flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
+        bias = None if bias is None else bias.expand(b, g, -1, -1, -1).flatten(0, 1)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1).unflatten(0, (b, g))
+    return x.transpose(2, 3).reshape(b, g, n, c3 // 3)

@@ -15,7 +15,8 @@ from torch import Tensor
 from upsr import images
 from upsr.__main__ import main
 from upsr.inference.maps import heat_map
-from upsr.inference.tiling import Fields, blend, join, starts
+from upsr.inference.memory import free_memory
+from upsr.inference.tiling import Fields, blend, cuts, join
 from upsr.inference.upscaler import Upscaler
 
 
@@ -38,12 +39,15 @@ def picture(height: int, width: int, channels: int = 3, dtype: type = np.uint8) 
 # Tiling
 
 
-@pytest.mark.parametrize("length", [1, 7, 8, 9, 20, 100])
-def test_tiles_cover_everything_and_overlap(length: int):
-    found = starts(length, 8, 2)
-    assert found[0] == 0
-    assert found[-1] + min(8, length) == length
-    assert all(0 < b - a <= 6 for a, b in pairwise(found))
+@pytest.mark.parametrize("length", [1, 7, 8, 9, 20, 31, 100])
+@pytest.mark.parametrize("multiple", [1, 4, 16])
+def test_tiles_cover_everything_share_it_evenly_and_overlap(length: int, multiple: int):
+    found = cuts(length, 24, 2, multiple)
+    assert (found[0].start, found[-1].stop) == (0, length)
+    sides = {cut.stop - cut.start for cut in found}
+    assert len(sides) == 1 and max(sides) <= 24
+    assert all(a.start < b.start and b.start + 2 <= a.stop for a, b in pairwise(found))
+    assert len(found) * (max(sides) - multiple) < length + 2 * len(found)  # no larger than an even share needs
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (8, 8), (9, 30), (37, 21)])
@@ -53,7 +57,8 @@ def test_tiles_of_a_local_function_join_to_the_whole(height: int, width: int):
         return {f"large {name}": x.repeat_interleave(2, 2).repeat_interleave(2, 3) for name, x in part.items()}
 
     inputs = {"image": torch.rand(1, 3, height, width), "map": torch.rand(1, 1, height, width)}
-    bands = list(blend(inputs, double, scale=2, tile=8, overlap=2))
+    rows, columns = cuts(height, 8, 2), cuts(width, 8, 2)
+    bands = list(blend(inputs, double, rows=rows, columns=columns, overlap=2, scale=2))
     assert [row for row, _ in bands] == list(np.cumsum([0] + [b["large map"].shape[2] for _, b in bands[:-1]]))
     whole, expected = join([band for _, band in bands]), double(inputs, 0, 0)
     assert whole.keys() == expected.keys()
@@ -66,7 +71,8 @@ def test_seams_fade():
     def constant(part: Fields, top: int, left: int) -> Fields:
         return {"side": torch.full_like(part["lr"], float(left > 0))}
 
-    bands = blend({"lr": torch.zeros(1, 1, 4, 24)}, constant, scale=1, tile=16, overlap=8)
+    inputs, rows, columns = {"lr": torch.zeros(1, 1, 4, 24)}, cuts(4, 16, 8), cuts(24, 16, 8)
+    bands = blend(inputs, constant, rows=rows, columns=columns, overlap=8, scale=1)
     joined = join([band for _, band in bands])["side"]
     assert joined[0, 0, 0, 0] == 0
     assert joined[0, 0, 0, -1] == 1
@@ -117,6 +123,27 @@ def test_tiles_see_one_noise_field(model: Path):
     assert whole.std() > 0.01
     for tile in (16, 32):
         assert (upscaler.upscale(x, seed=3, tile=tile).image - whole).abs().max() <= 1 / 255 + 1e-6
+
+
+def test_an_even_share_wastes_little(upscaler: Upscaler):
+    """A side of 150 is two tiles of 88, not of 128: these networks pad to multiples of 8."""
+    rows, columns = upscaler.grid(150, 100, 128)
+    assert [(cut.start, cut.stop) for cut in rows] == [(0, 88), (62, 150)]
+    assert [(cut.start, cut.stop) for cut in columns] == [(0, 100)]
+
+
+@pytest.mark.parametrize("name", ["atd-48", "upsr-48"])
+def test_a_model_loads_without_the_compiler_of_torch(name: str):
+    """It takes twice as long to import as all else. Random numbers and differences on `meta` tensors import it."""
+    code = f"import sys; from upsr import Upscaler; Upscaler.from_pretrained('{name}'); print('sympy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "False", done.stderr
+
+
+def test_the_tile_follows_the_free_memory():
+    upscaler = Upscaler.from_pretrained("upsr-48")
+    assert [upscaler.fitting_tile(free) for free in (2**20, 2**32, 2**34)] == [64, 128, 256]
+    assert 2**20 < free_memory(upscaler.device) < 2**50
 
 
 def test_fewer_steps_and_g_alone(model: Path):
@@ -192,7 +219,10 @@ def test_one_bad_picture_is_named_and_the_others_are_done(model: Path, tmp_path:
         (["upscale", "loop.png", "-o", "out.png", "--model", "MODEL"], "loop.png: cannot be read"),
         (["upscale", "full", "-o", "full", "--model", "MODEL"], "full/a.png: the result would replace an image"),
         (["upscale", "a.png", "-o", "out", "--model", "MODEL", "--device", "cuda:77"], "cuda:77: not available"),
-        (["upscale", "a.png", "-o", "out", "--model", "MODEL", "--tile", "0"], "--tile: 0 is not above 0"),
+        (
+            ["upscale", "a.png", "-o", "out", "--model", "MODEL", "--tile", "1"],
+            "--tile: 1 is too small: give 16 or more",
+        ),
         (["evaluate", "--benchmark", "empty", "--model", "bicubic"], "empty: a benchmark without images"),
     ],
 )

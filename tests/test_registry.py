@@ -106,8 +106,8 @@ def rows(*encoded: object) -> dict:
 
 LARGE = base64.b64encode(large_png(12_000, 12_000)).decode()
 BAD_REQUESTS = [  # what replaces a part of a good request, and what the answer says
-    ({"params": {"tile": 0}}, "tile 0: give 1 or more"),
-    ({"params": {"tile": -8}}, "tile -8: give 1 or more"),
+    ({"params": {"tile": 0}}, "tile 0: give 16 or more"),
+    ({"params": {"tile": -8}}, "tile -8: give 16 or more"),
     ({"params": {"tile": 10**9}}, "tile 1000000000: give a number up to 1024"),
     ({"params": {"tile": 2**70}}, "tile"),
     ({"params": {"tile": "large"}}, "tile"),

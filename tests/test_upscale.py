@@ -256,7 +256,7 @@ def test_a_result_that_cannot_be_written_ends_no_batch(folder: Path, model: Path
 def test_what_is_wrong_with_the_options_is_known_at_once(folder: Path, capsys: pytest.CaptureFixture[str]):
     """Before a model is loaded: there is none."""
     for options, message in (
-        (["--tile", "0"], "--tile: 0 is not above 0"),
+        (["--tile", "1"], "--tile: 1 is too small: give 16 or more, or auto"),
         (["--seed", "-1"], "--seed: -1 is below 0"),
         (["--steps", "0"], "--steps: 0 is not above 0"),
         (["--quality", "101"], "--quality: 101 is above 100"),

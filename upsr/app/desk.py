@@ -20,8 +20,7 @@ import numpy as np
 from upsr import images
 from upsr.files import ImageError, one_line
 from upsr.inference.batch import canvas
-from upsr.inference.tiling import starts
-from upsr.inference.upscaler import Upscaler, overlap_of
+from upsr.inference.upscaler import Upscaler
 from upsr.photo.formats import FORMATS
 from upsr.photo.reading import Photo, decode
 from upsr.photo.size import Size
@@ -157,7 +156,7 @@ class Desk:
         tiles = model.tiles(photo, self.tile)
         # the network
         folder.mkdir()
-        growth = _Growth(job, photo, model.scale, self.tile, folder)
+        growth = _Growth(job, photo, model, self.tile, folder)
         job.events.append({"tiles": tiles, "width": size[1], "height": size[0], "original": _preview(photo)})
         larger = model.enlarge(photo, seed=order.seed, tile=self.tile, empty=growth.empty, tick=growth.tick)
         # the files
@@ -177,11 +176,11 @@ class Desk:
 class _Growth:
     """Tells the user of each finished tile, and shows each finished row of tiles; ends the job of one who is gone."""
 
-    def __init__(self, job: Job, photo: Photo, scale: int, tile: int, folder: Path) -> None:
+    def __init__(self, job: Job, photo: Photo, model: Upscaler, tile: int, folder: Path) -> None:
         height, width = photo.pixels.shape[:2]
-        rows, columns = (starts(side, tile, overlap_of(tile)) for side in (height, width))
+        rows, columns = model.grid(height, width, tile)
         self.job, self.photo, self.folder, self.columns = job, photo, folder, len(columns)
-        self.edges = [row * scale for row in (*rows, height)]
+        self.edges = [row * model.scale for row in (*(row.start for row in rows), height)]
         self.tiles = self.shown = 0
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

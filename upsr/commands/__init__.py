@@ -42,7 +42,7 @@ def add_model_options(command: argparse.ArgumentParser, *, baselines: str = "") 
         "--seed", type=natural, default=0, help="seed of the noise; the same seed gives the same image"
     )
     command.add_argument(
-        "--tile", type=positive, default=128, help="side of a tile in LR pixels; smaller needs less memory"
+        "--tile", type=tile, default="auto", help="side of a tile in LR pixels, 16 or more; auto: as memory allows"
     )
 
 
@@ -117,6 +117,16 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
     return number
+
+
+def tile(text: str) -> int | None:
+    """A tile's side, or None for `auto`; an argparse type."""
+    if text == "auto":
+        return None
+    side = int(text)
+    if side < 16:
+        raise argparse.ArgumentTypeError(f"{text} is too small: give 16 or more, or auto")
+    return side
 
 
 def natural(text: str) -> int:

@@ -30,6 +30,7 @@ def run(options: argparse.Namespace) -> None:
     import uvicorn
 
     from upsr.app.server import application
+    from upsr.inference.memory import free_memory
     from upsr.inference.upscaler import Upscaler
     from upsr.pretrained import NAMES, bundled, weights_file
 
@@ -40,12 +41,13 @@ def run(options: argparse.Namespace) -> None:
         models = {
             name: Upscaler.from_pretrained(file, device=device, dtype=options.dtype) for name, file in files.items()
         }
+        tile = options.tile or min(m.fitting_tile(free_memory(m.device)) for m in models.values())
         address = f"http://{HOST}:{listener.getsockname()[1]}"
         print(f"{address} (Ctrl-C ends it)", flush=True)
         if options.open:  # a browser may block; a connection waits until the server takes it
             threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
         config = uvicorn.Config(
-            application(models, default, seed=options.seed, tile=options.tile, ending=lambda: server.should_exit),
+            application(models, default, seed=options.seed, tile=tile, ending=lambda: server.should_exit),
             log_level="warning",
             limit_concurrency=MOST_CONNECTIONS,
             timeout_graceful_shutdown=GRACE,

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from upsr.evaluation.measure import Precomputed
     from upsr.evaluation.runs import Outcome
 
+TILE = 128  # for `auto`: figures may not depend on the memory of the machine
 FOLDER = "folder:"  # start of a `--model` that is a folder of images
 
 
@@ -71,7 +72,7 @@ def run(options: argparse.Namespace) -> None:
         metrics=tuple(options.metrics),
         weights=options.weights,
         seeds=(options.seed,),
-        tile=options.tile,
+        tile=options.tile or TILE,
         images=None,
         dtype=options.dtype,
         steps=options.steps or 0,
@@ -130,7 +131,7 @@ def report(
             "protocol": asdict(PROTOCOLS[options.protocol]),
             "steps": options.steps,
             "seed": options.seed,
-            "tile": options.tile,
+            "tile": options.tile or TILE,
             "dtype": options.dtype,
             "mean": {name: row["mean"] for name, row in statistics.items()},
             "statistics": statistics,

@@ -86,6 +86,7 @@ def run(options: argparse.Namespace) -> None:
 
     from upsr.files import ImageError, one_line
     from upsr.inference.batch import Style, plan, upscale
+    from upsr.inference.memory import free_memory
     from upsr.inference.upscaler import Upscaler
     from upsr.photo.reading import FramesError
 
@@ -106,11 +107,12 @@ def run(options: argparse.Namespace) -> None:
     model = Upscaler.from_pretrained(
         weights, device=open_device(options.device), dtype=options.dtype, steps=options.steps or 0
     )
+    tile = options.tile or model.fitting_tile(free_memory(model.device))
 
     @contextmanager
     def progress(photo: "Photo") -> "Iterator[Tick]":
         """A bar over the tiles of an image."""
-        tiles, megapixels = model.tiles(photo, options.tile), photo.pixels.size / photo.pixels.shape[2] / 1e6
+        tiles, megapixels = model.tiles(photo, tile), photo.pixels.size / photo.pixels.shape[2] / 1e6
         form = "{l_bar}{bar}| {n_fmt}/{total_fmt} tiles [{elapsed}<{remaining}, {rate_inv_fmt}{postfix}]"
         with tqdm(total=tiles, unit="tile", leave=False, disable=None, bar_format=form) as bar:
             begun = time.monotonic()
@@ -126,7 +128,7 @@ def run(options: argparse.Namespace) -> None:
     try:
         for job in bar:
             try:
-                upscale(model, job, style, seed=options.seed, tile=options.tile, progress=progress)
+                upscale(model, job, style, seed=options.seed, tile=tile, progress=progress)
             except Exception as error:  # the last image ends a batch, nothing else
                 failed += 1
                 text = one_line(error) if isinstance(error, ValueError | OSError) else f"{job.source}: {error!r}"

@@ -20,7 +20,7 @@ class Evaluate(Section):
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
     """Seeds of the noise that sampling starts from, independent of the training's `seed`. An image's figures are the
     means over all seeds; its shown result, and the nightly evaluation, have the first."""
-    tile: Positive
+    tile: Annotated[int, Field(ge=16)]
     """Side of a tile in LR pixels; larger needs more memory."""
     workers: Positive
     """Number of processes, assigned to the GPUs in rotation; each loads the networks. Figures do not depend on it."""

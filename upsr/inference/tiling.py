@@ -22,16 +22,17 @@ class Sliceable(Protocol):
     def __getitem__(self, index: tuple[slice, ...], /) -> Tensor: ...
 
 
-def starts(length: int, tile: int, overlap: int) -> list[int]:
-    """Starts of the tiles along one side: neighbours share at least `overlap`, and the last tile ends at the edge."""
-    if length <= tile:
-        return [0]
-    return [*range(0, length - tile, tile - overlap), length - tile]
+def cuts(length: int, tile: int, overlap: int, multiple: int = 1) -> list[slice]:
+    """The tiles along one side: as few as fit, all of one size, from edge to edge.
 
-
-def count_tiles(height: int, width: int, tile: int, overlap: int) -> int:
-    """How many tiles `blend` cuts an image into."""
-    return len(starts(height, tile, overlap)) * len(starts(width, tile, overlap))
+    Neighbours share at least `overlap`. The size is at most `tile`; up to it, a multiple of `multiple`, to which a
+    network would pad a tile otherwise.
+    """
+    count = max(1, -(-(length - overlap) // (tile - overlap)))
+    side = -(-(length + (count - 1) * overlap) // count)
+    side = min(-(-side // multiple) * multiple, tile, length)
+    starts = [i * (length - side) // max(count - 1, 1) for i in range(count)]
+    return [slice(start, start + side) for start in starts]
 
 
 def taper(length: int, overlap: int) -> Tensor:
@@ -41,35 +42,40 @@ def taper(length: int, overlap: int) -> Tensor:
 
 
 def blend(
-    inputs: Mapping[str, Sliceable], run: Callable[[Fields, int, int], Fields], *, scale: int, tile: int, overlap: int
+    inputs: Mapping[str, Sliceable],
+    run: Callable[[Fields, int, int], Fields],
+    *,
+    rows: list[slice],
+    columns: list[slice],
+    overlap: int,
+    scale: int,
 ) -> Iterator[tuple[int, Fields]]:
     """Calls `run(part, top, left)` on the tiles of `inputs`, which share one LR size, and blends its results.
 
-    `part` holds the inputs' tiles at (top, left); `run` returns fields of `scale` times their size. Yields (first HR
-    row, band) from top to bottom: a band ends where the next row of tiles starts.
+    `rows` and `columns` are `cuts` with this `overlap`. `part` holds the inputs' tiles at (top, left); `run` returns
+    fields of `scale` times their size. Yields (first HR row, band) from top to bottom: a band ends where the next row
+    of tiles starts.
     """
     height, width = next(iter(inputs.values())).shape[2:]
-    rows, columns = starts(height, tile, overlap), starts(width, tile, overlap)
     sums: Fields = {}
-    tapers = torch.zeros(1, 1, min(tile, height) * scale, width * scale)  # total weights: `sums` is divided by them
-    for i, top in enumerate(rows):
-        for left in columns:
+    # total weights: `sums` is divided by them
+    tapers = torch.zeros(1, 1, (rows[0].stop - rows[0].start) * scale, width * scale)
+    for i, row in enumerate(rows):
+        for column in columns:
             # one tile
-            part = {name: x[:, :, top : top + tile, left : left + tile] for name, x in inputs.items()}
-            part_height, part_width = next(iter(part.values())).shape[2:]
-            edge = _edge_taper(part_height, top, height, overlap, scale)[:, None]
-            edge = edge * _edge_taper(part_width, left, width, overlap, scale)[None]
+            part = {name: x[:, :, row, column] for name, x in inputs.items()}
+            edge = _edge_taper(row, height, overlap, scale)[:, None] * _edge_taper(column, width, overlap, scale)[None]
             # add it to the band
-            span = slice(left * scale, (left + part_width) * scale)
-            for name, out in run(part, top, left).items():
+            span = slice(column.start * scale, column.stop * scale)
+            for name, out in run(part, row.start, column.start).items():
                 if name not in sums:
                     sums[name] = torch.zeros(1, out.shape[1], *tapers.shape[2:])
                 sums[name][..., span] += out.float().cpu() * edge
             tapers[..., span] += edge
         # finished rows, which no later tile reaches
-        following = rows[i + 1] if i + 1 < len(rows) else height
-        done = (following - top) * scale
-        yield top * scale, {name: x[:, :, :done] / tapers[:, :, :done] for name, x in sums.items()}
+        following = rows[i + 1].start if i + 1 < len(rows) else height
+        done = (following - row.start) * scale
+        yield row.start * scale, {name: x[:, :, :done] / tapers[:, :, :done] for name, x in sums.items()}
         sums, tapers = {name: _scroll(x, done) for name, x in sums.items()}, _scroll(tapers, done)
 
 
@@ -78,13 +84,13 @@ def join(bands: list[Fields]) -> Fields:
     return {name: torch.cat([band[name] for band in bands], dim=2) for name in bands[0]}
 
 
-def _edge_taper(size: int, start: int, length: int, overlap: int, scale: int) -> Tensor:
+def _edge_taper(cut: slice, length: int, overlap: int, scale: int) -> Tensor:
     """The taper of a tile along one axis, at full weight where the tile touches the image's edge."""
-    ramp = taper(size * scale, overlap * scale)
+    ramp = taper((cut.stop - cut.start) * scale, overlap * scale)
     half = len(ramp) // 2
-    if start == 0:
+    if cut.start == 0:
         ramp[:half] = 1
-    if start + size >= length:
+    if cut.stop == length:
         ramp[half:] = 1
     return ramp
 

@@ -1,5 +1,6 @@
 """Upscales images with the networks of a weights file."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from upsr.diffusion.diffuser import Diffuser
 from upsr.diffusion.noise import field
 from upsr.diffusion.uncertainty import Analysis, enlarged
 from upsr.images import pad_to, round8
-from upsr.inference.tiling import Fields, Sliceable, blend, count_tiles, join
+from upsr.inference.tiling import Fields, Sliceable, blend, cuts, join
 from upsr.models.atd import ATD, build_atd
 from upsr.models.unet import build_unet
 from upsr.photo.alpha import fill, is_flat, limits
@@ -27,7 +28,10 @@ from upsr.pretrained import Pretrained, load_pretrained, weights_file
 Empty = Callable[[tuple[int, ...], np.dtype], np.ndarray]
 Tick = Callable[[], None]
 
-OVERLAP = 16  # LR pixels that neighbouring tiles share; small tiles share less
+OVERLAP = 16  # LR pixels that neighbouring tiles share
+LEAST_TILE = 16  # LR pixels; less would be mostly overlap and padding
+TILES = (64, 128, 256)  # that `fitting_tile` chooses from; larger ones are hardly faster, and progress shows less often
+ATD_BYTES, UNET_BYTES = 200, 25  # of memory: per LR pixel and channel of ATD; per HR pixel and last channel of the UNet
 SHOWN = 6  # weight maps kept per image where the weight changes along the chain
 LAYOUT = torch.channels_last  # convolutions are faster in it, above all in half precision
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -61,6 +65,7 @@ class Upscaler:
     def __init__(self, atd: ATD, diffuser: Diffuser | None, *, device: str = "cpu", dtype: str = "fp32") -> None:
         self.scale, self.device, self.dtype = atd.scale, torch.device(device), DTYPES[dtype]
         self.atd, self.diffuser = atd.to(device).to(memory_format=LAYOUT).eval(), diffuser
+        self.multiple = math.lcm(atd.window, diffuser.multiple if diffuser else 1)
 
     @classmethod
     def from_pretrained(
@@ -96,7 +101,7 @@ class Upscaler:
         """A path, a PIL image or an array -> the upscaled array in sRGB, of the dtype and channels of `image`.
 
         An array is (H, W) or (H, W, C), uint8, uint16, or float in [0, 1]; C is 1 (grey), 2 (with alpha), 3, or 4 (with
-        alpha). Raises `ValueError` for anything else, a tile below 1 or a negative seed, and `ImageError` for a file
+        alpha). Raises `ValueError` for anything else, a tile below 16 or a negative seed, and `ImageError` for a file
         that cannot be read.
         """
         larger = self.enlarge(as_photo(image).plain(), seed=seed, tile=tile)
@@ -122,7 +127,7 @@ class Upscaler:
         """An image -> (s·H, s·W, C) in its own dtype and colours, with alpha as the last channel if it has one.
 
         `empty(shape, dtype)` makes the array for the result; `tick` is called after each of `tiles(photo)`. Raises
-        `ValueError` for a tile below 1 or a negative seed.
+        `ValueError` for a tile below 16 or a negative seed.
         """
         photo = _filled(photo)
         return self._painted(photo, self._bands(_Pixels(photo), seed, tile, tick), seed, tile, empty, tick)
@@ -136,10 +141,25 @@ class Upscaler:
         larger = self._painted(photo, iter(bands), seed, tile, np.empty, tick)
         return larger, self._upscaled(join([band for _, band in bands]))
 
+    def fitting_tile(self, free: int) -> int:
+        """The tile for so many bytes of free memory: the largest of `TILES` that needs a quarter, or the least."""
+        need = ATD_BYTES * self.atd.get_parameter("conv_first.weight").shape[0]
+        if self.diffuser is not None:
+            tail = self.diffuser.denoiser.network.get_parameter("conv_last.weight").shape[1]
+            need += UNET_BYTES * self.scale**2 * tail
+        largest = math.sqrt(free / 4 / need)
+        return max([tile for tile in TILES if tile <= largest], default=TILES[0])
+
+    def grid(self, height: int, width: int, tile: int) -> tuple[list[slice], list[slice]]:
+        """The rows and columns of tiles into which an LR image is cut."""
+        rows, columns = (cuts(side, tile, overlap_of(tile), self.multiple) for side in (height, width))
+        return rows, columns
+
     def tiles(self, photo: Photo, tile: int = 128) -> int:
         """How many tiles `enlarge` runs a network on."""
         height, width = photo.pixels.shape[:2]
-        count = count_tiles(height, width, tile, overlap_of(tile))
+        rows, columns = self.grid(height, width, tile)
+        count = len(rows) * len(columns)
         return count if photo.alpha is None or is_flat(photo.alpha) else 2 * count
 
     def upscale(self, lr: Tensor, *, seed: int = 0, tile: int = 128) -> Upscaled:
@@ -171,7 +191,7 @@ class Upscaler:
 
     def _bands(self, lr: Sliceable, seed: int, tile: int, tick: Tick = _silent) -> Iterator[tuple[int, Fields]]:
         """Bands of `image` and `residual`; with a diffuser also of the maps of y and of the weights w."""
-        for name, value, least in (("tile", tile, 1), ("seed", seed, 0)):
+        for name, value, least in (("tile", tile, LEAST_TILE), ("seed", seed, 0)):
             if value < least:
                 raise ValueError(f"{name} {value}: give {least} or more")
         inputs: dict[str, Sliceable] = {"lr": lr}
@@ -189,7 +209,9 @@ class Upscaler:
             tick()
             return fields
 
-        return blend(inputs, run, scale=self.scale, tile=tile, overlap=overlap_of(tile))
+        height, width = lr.shape[2:]
+        rows, columns = self.grid(height, width, tile)
+        return blend(inputs, run, rows=rows, columns=columns, overlap=overlap_of(tile), scale=self.scale)
 
     def _precision(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext()

@@ -173,7 +173,8 @@ class LayerGroup(nn.Module):
     def __init__(self, depth: int, flavour: Flavour, dim: int, tokens: int, window: int, **layer: Any) -> None:
         super().__init__()
         self.normalise = flavour == "real"
-        self.td = nn.Parameter(torch.randn(tokens, dim))
+        td = torch.empty(tokens, dim)
+        self.td = nn.Parameter(td if td.is_meta else td.normal_())  # on `meta`, torch imports its compiler for this
         self.layers = nn.ModuleList(
             Layer(
                 dim=dim,

@@ -3,6 +3,7 @@
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,10 +24,10 @@ class Cut(NamedTuple):
 
 def relative_position_index(window: int) -> Tensor:
     """(window², window²): for each pair of positions in a window, the bias table's row for their offset (dy, dx)."""
-    y, x = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
-    dy = y.flatten()[:, None] - y.flatten()[None] + window - 1
-    dx = x.flatten()[:, None] - x.flatten()[None] + window - 1
-    return dy * (2 * window - 1) + dx
+    y, x = np.divmod(np.arange(window**2), window)  # by numpy: torch imports its compiler to subtract on `meta`
+    dy = y[:, None] - y[None] + window - 1
+    dx = x[:, None] - x[None] + window - 1
+    return torch.from_numpy(dy * (2 * window - 1) + dx)
 
 
 def cut(height: int, width: int, window: int, shift: int, device: torch.device, official: bool = False) -> Cut:

@@ -130,6 +130,7 @@ def test_doctor_tells_what_is_there_and_what_to_do(project: Path, capsys):
         "  ok  data/subimages: 3 images",
         "  --  data/hr: no images: run `dvc repro download`",
         "  ok  Set5: 5 images",
+        "  ok  --dtype auto is ",
         "  --  Urban100: absent (100 pairs): get https://",
     ):
         assert any(line.startswith(start) for line in lines), start
@@ -147,6 +148,15 @@ def test_doctor_tells_what_df2k_needs(project: Path, capsys):
     assert "DIV2K_train_HR.zip (3.5 GB, hash published): missing, https://" in out
     assert "Flickr2K.tar (about 20 GB, hash recorded in sources.lock at the first download): missing" in out
     assert "DIV2K_valid_HR.zip" in out
+
+
+@pytest.mark.parametrize("model", ["atd-48", "upsr-48"])
+def test_bench_inference_measures_every_precision(model: str, capsys):
+    main(["bench", "inference", "--model", model, "--side", "16", "--device", "cpu"])
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.startswith(f"{model}, 16x16")
+    assert [row.split()[0] for row in rows] == ["auto", "bf16", "fp32"]
+    assert all("MP/s" in row and "peak memory" in row for row in rows)
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from upsr import images
 from upsr.__main__ import main
 from upsr.inference.maps import heat_map
 from upsr.inference.memory import free_memory
+from upsr.inference.precision import fast_dtype
 from upsr.inference.tiling import Fields, blend, cuts, join
 from upsr.inference.upscaler import Upscaler
 
@@ -123,6 +124,16 @@ def test_tiles_see_one_noise_field(model: Path):
     assert whole.std() > 0.01
     for tile in (16, 32):
         assert (upscaler.upscale(x, seed=3, tile=tile).image - whole).abs().max() <= 1 / 255 + 1e-6
+
+
+def test_auto_changes_the_precision_of_the_unet_alone(model: Path):
+    """And of that only where the hardware has bf16."""
+    lr = torch.rand(1, 3, 16, 16)
+    exact, auto, low = (Upscaler.from_pretrained(model, dtype=d).upscale(lr) for d in ("fp32", "auto", "bf16"))
+    assert torch.equal(auto.maps["residual"], exact.maps["residual"])  # ATD's
+    assert not torch.equal(low.maps["residual"], exact.maps["residual"])
+    same = torch.equal(auto.image, exact.image)
+    assert same == (fast_dtype(torch.device("cpu"))[0] == "fp32")
 
 
 def test_an_even_share_wastes_little(upscaler: Upscaler):

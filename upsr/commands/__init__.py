@@ -37,7 +37,12 @@ def add_model_options(command: argparse.ArgumentParser, *, baselines: str = "") 
     about = f"{known}, a weights file, a model folder, or an MLflow model models:/NAME@ALIAS"
     command.add_argument("--model", default="starter", help=about)
     command.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if available, else cpu)")
-    command.add_argument("--dtype", choices=["fp32", "bf16", "fp16"], default="fp32", help="precision of the networks")
+    command.add_argument(
+        "--dtype",
+        choices=["auto", "fp32", "bf16", "fp16"],
+        default="auto",
+        help="precision of the networks; auto: fp32, but bf16 for the UNet where the hardware has it",
+    )
     command.add_argument(
         "--seed", type=natural, default=0, help="seed of the noise; the same seed gives the same image"
     )

@@ -1,4 +1,4 @@
-"""`upsr bench`: speed of the training data, and whether a denoiser uses what it is given."""
+"""`upsr bench`: speed of upscaling and of the training data, and whether a denoiser uses what it is given."""
 
 import argparse
 import tempfile
@@ -12,11 +12,17 @@ if TYPE_CHECKING:
 
 
 def add(commands: "Commands") -> None:
-    command = new(commands, "bench", run, "measure how fast training data is prepared, or how a model denoises")
+    command = new(
+        commands,
+        "bench",
+        run,
+        "measure how fast a model upscales or training data is prepared, or how a model denoises",
+    )
     command.add_argument(
         "what",
-        choices=["data", "degrade", "chain"],
-        help="data: crop, pack and read images; degrade: make LR batches; chain: quality of x̂0 at every timestep",
+        choices=["inference", "data", "degrade", "chain"],
+        help="inference: upscale in each precision; data: crop, pack and read images; degrade: make LR batches; "
+        "chain: quality of x̂0 at every timestep",
     )
     command.add_argument(
         "--pictures",
@@ -26,18 +32,28 @@ def add(commands: "Commands") -> None:
     )
     command.add_argument("--batch", type=positive, default=16, help="degrade: images of 256x256 per batch")
     command.add_argument("--steps", type=positive, default=20, help="degrade: number of batches")
-    command.add_argument("--model", default="starter", help="chain: a model with a UNet, as for `upsr upscale`")
+    command.add_argument("--model", default="starter", help="inference, chain: as for `upsr upscale`")
     command.add_argument("--benchmark", default="data/benchmarks/holdout", help="chain: benchmark folder with HR")
-    command.add_argument("--side", type=positive, default=64, help="chain: side of the measured centre in LR pixels")
+    command.add_argument(
+        "--side", type=positive, default=64, help="inference, chain: side of the image, or of its centre, in LR pixels"
+    )
     command.add_argument("--seed", type=int, default=0, help="chain: seed of the noise")
     command.add_argument("--weights", type=Path, default="data/metric_weights", help="chain: folder of LPIPS's weights")
     command.add_argument("-o", "--output", type=Path, help="chain: write a plot to this PNG file")
-    command.add_argument("--device", help="degrade, chain: cpu, cuda, ... (default: a GPU if available, else cpu)")
+    command.add_argument(
+        "--device", help="inference, degrade, chain: cpu, cuda, ... (default: a GPU if available, else cpu)"
+    )
 
 
 def run(options: argparse.Namespace) -> None:
     """Prints the figures; leaves no files but the plot of `chain`."""
-    {"data": _data, "degrade": _degrade, "chain": _chain}[options.what](options)
+    {"inference": _inference, "data": _data, "degrade": _degrade, "chain": _chain}[options.what](options)
+
+
+def _inference(options: argparse.Namespace) -> None:
+    from upsr.bench.inference import bench_inference
+
+    bench_inference(model_file(options.model), options.side, open_device(options.device))
 
 
 def _data(options: argparse.Namespace) -> None:

@@ -45,12 +45,16 @@ def run(options: argparse.Namespace) -> None:
 def _machine() -> Iterator[tuple[bool, str]]:
     import torch
 
+    from upsr.inference.precision import fast_dtype
+
     free = shutil.disk_usage(".").free / 1e9
     yield True, f"Python {platform.python_version()}, torch {torch.__version__}, {os.cpu_count()} CPU cores"
     yield free > 1, f"{free:.0f} GB of disk space free"
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     for gpu in gpus:
         yield True, f"GPU: {gpu.name}, {gpu.total_memory / 2**30:.0f} GiB"
+    name, why = fast_dtype(torch.device("cuda" if gpus else "cpu"))
+    yield True, f"--dtype auto is {name} for the UNet: {why}"
     if not gpus:
         yield False, "no GPU: training at the paper's scale is not feasible"
 

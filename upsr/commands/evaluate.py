@@ -23,6 +23,7 @@ def add(commands: "Commands") -> None:
         commands, "evaluate", run, "measure a model on a benchmark: a folder with HR/ and LRx4/, or with LR images only"
     )
     add_model_options(command, baselines=f"`bicubic`, {FOLDER}DIR (images that another program made), ")
+    command.set_defaults(dtype="fp32")  # figures may not depend on the machine
     command.add_argument("--benchmark", required=True, help="benchmark folder")
     command.add_argument(
         "--protocol",

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +20,7 @@ from upsr.evaluation.spread import spread
 from upsr.files import DataError
 from upsr.images import to_image, write
 from upsr.inference.maps import map_images
+from upsr.inference.precision import Dtype
 from upsr.inference.upscaler import Upscaled, Upscaler
 
 PROGRESS_SECONDS = 30.0  # between two lines of progress, where there is no terminal
@@ -74,7 +74,7 @@ class EvaluationRun:
     tile: int
     images: Path | None
     """Folder for results and maps, as BENCHMARK/IMAGE/MODEL.png; None: do not keep them."""
-    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    dtype: Dtype = "fp32"
     """Precision of the networks."""
     steps: int = 0
     """Number of sampling steps, where every weights file samples; 0: as trained."""

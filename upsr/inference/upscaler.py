@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from upsr.diffusion.diffuser import Diffuser
 from upsr.diffusion.noise import field
 from upsr.diffusion.uncertainty import Analysis, enlarged
 from upsr.images import pad_to, round8
+from upsr.inference.precision import Dtype, fast_dtype
 from upsr.inference.tiling import Fields, Sliceable, blend, cuts, join
 from upsr.models.atd import ATD, build_atd
 from upsr.models.unet import build_unet
@@ -62,8 +62,10 @@ class Upscaler:
     depend on the tile size. The tile bounds the networks' memory.
     """
 
-    def __init__(self, atd: ATD, diffuser: Diffuser | None, *, device: str = "cpu", dtype: str = "fp32") -> None:
-        self.scale, self.device, self.dtype = atd.scale, torch.device(device), DTYPES[dtype]
+    def __init__(self, atd: ATD, diffuser: Diffuser | None, *, device: str = "cpu", dtype: Dtype = "fp32") -> None:
+        self.scale, self.device = atd.scale, torch.device(device)
+        self.dtype = DTYPES[fast_dtype(self.device)[0] if dtype == "auto" else dtype]
+        self.atd_dtype = DTYPES["fp32" if dtype == "auto" else dtype]
         self.atd, self.diffuser = atd.to(device).to(memory_format=LAYOUT).eval(), diffuser
         self.multiple = math.lcm(atd.window, diffuser.multiple if diffuser else 1)
 
@@ -73,14 +75,15 @@ class Upscaler:
         model: str | Path | Pretrained = "starter",
         *,
         device: str = "cpu",
-        dtype: Literal["fp32", "bf16", "fp16"] = "fp32",
+        dtype: Dtype = "fp32",
         steps: int = 0,
     ) -> "Upscaler":
         """Loads bundled weights by name (`starter`: the default), a weights file or its folder, or what was read.
 
-        `steps`: number of sampling steps, at most the chain's; 0 means the file's own, all if it has none. Raises
-        `CheckpointError` for a file that is missing or does not fit, and `ValueError` for more steps than the chain
-        has, or any of a file without a UNet.
+        `dtype`: precision of both networks. `auto` is fp32 for ATD, which in less puts pixels into other categories and
+        is no faster, and `fast_dtype` for the UNet. `steps`: number of sampling steps, at most the chain's; 0 means the
+        file's own, all if it has none. Raises `CheckpointError` for a file that is missing or does not fit, and
+        `ValueError` for more steps than the chain has, or any of a file without a UNet.
         """
         # ATD
         file = model if isinstance(model, Pretrained) else load_pretrained(weights_file(model))
@@ -213,13 +216,13 @@ class Upscaler:
         rows, columns = self.grid(height, width, tile)
         return blend(inputs, run, rows=rows, columns=columns, overlap=overlap_of(tile), scale=self.scale)
 
-    def _precision(self) -> AbstractContextManager[object]:
-        return torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext()
+    def _precision(self, dtype: torch.dtype | None) -> AbstractContextManager[object]:
+        return torch.autocast(self.device.type, dtype) if dtype else nullcontext()
 
     def _auxiliary(self, lr: Tensor, multiple: int = 1) -> tuple[Tensor, Tensor]:
         """(y↑, g(y)) of a tile, nominally in [0, 1], padded by reflection to multiples of `multiple`."""
         lr = pad_to(lr, *(-(-side // multiple) * multiple for side in lr.shape[2:])).to(self.device)
-        with self._precision():
+        with self._precision(self.atd_dtype):
             return upsample(lr, self.scale), self.atd(lr).float()
 
     @torch.inference_mode()
@@ -243,7 +246,7 @@ class Upscaler:
             return field(seed, t, top * s, left * s, height, width).to(self.device)
 
         # sampling
-        with self._precision():
+        with self._precision(self.dtype):
             image, weights = diffuser(y_up, sr, noise, analysis)
         # maps
         fields = {"image": image, "residual": (sr - y_up).abs().mean(1, keepdim=True)}

@@ -83,8 +83,8 @@ def test_a_teacher_that_is_its_own_student_teaches_nothing(variant: str, steps: 
     student, taught = copy.deepcopy(teacher), objective(p, teacher)
     batch = taught.draw(patches(), (0, 0))
     loss, logged = taught.loss(student, *batch)
-    assert logged["distilled"] == 0
-    assert loss == objective(p, None).loss(student, *batch)[0] > 0
+    assert logged["distilled"] < 1e-12  # the teacher runs without gradients, which rounds otherwise
+    assert loss.item() == pytest.approx(objective(p, None).loss(student, *batch)[0].item()) and loss > 0
     with torch.no_grad():
         student.network.conv_last.bias += 0.1
     loss, logged = taught.loss(student, *batch)

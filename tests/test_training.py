@@ -2,6 +2,7 @@
 
 import csv
 import math
+import multiprocessing
 import os
 import signal
 import warnings
@@ -193,6 +194,13 @@ def test_a_state_that_somebody_changed_is_one_line(store: Path, tmp_path: Path, 
         run()
     newest.unlink()
     assert first.is_file() and same(run(), expected)
+
+
+def test_an_error_leaves_no_worker_for_which_python_would_wait(store: Path, tmp_path: Path):
+    run = Run(store, tmp_path, train={"log_every": 1, "workers": 1})
+    with pytest.raises(Killed) as error:
+        run(stop=kill_at(2))
+    assert error.traceback and not multiprocessing.active_children()
 
 
 class Broken(AtdObjective):

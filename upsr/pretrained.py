@@ -147,8 +147,9 @@ def _valid(path: Path, parts: Parts, settings: Any) -> Pretrained:
             f"{path}: its settings have no scale of {' or '.join(map(str, get_args(Scale)))}: {REMEDY}"
         )
     model = Pretrained(path, parts, _completed(settings))
-    if strange := sorted(model.settings.keys() - RECORDS.keys() - {"scale", "sampling_steps"} | parts.keys() - RECORDS.keys()):
-        raise CheckpointError(f"{path}: has an unknown part `{short(strange[0])}`: {REMEDY}")
+    strange = model.settings.keys() - RECORDS.keys() - {"scale", "sampling_steps"} | parts.keys() - RECORDS.keys()
+    if strange:
+        raise CheckpointError(f"{path}: has an unknown part `{short(min(strange))}`: {REMEDY}")
     sections: dict[str, Any] = {
         name: model.section(name, record) for name, record in RECORDS.items() if name in settings
     }

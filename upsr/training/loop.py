@@ -126,7 +126,7 @@ def fit(
     parts = share // recipe.micro_batch
 
     # ---- training steps
-    with stop_signal(accelerator) as stop:
+    with stop_signal(accelerator) as stop, _ending(micro_batches):
         for step in range(start + 1, recipe.steps + 1):
             # -- batch: HR patches to LR and HR pairs
             hr = torch.cat([batch.to(device, non_blocking=True) for batch in islice(micro_batches, parts)])
@@ -198,6 +198,16 @@ def _check_same_start(start: int, folder: Path) -> None:
     starts = sorted(set(gather_object([start])))
     if len(starts) > 1:
         raise TrainingError(f"{folder}: processes would start from steps {starts}: let all machines share this folder")
+
+
+@contextmanager
+def _ending(micro_batches: Any) -> Iterator[None]:
+    """Ends the data workers with the block: they ignore SIGTERM, so Python would wait for them after an error."""
+    try:
+        yield
+    finally:
+        if end := getattr(micro_batches, "_shutdown_workers", None):  # not where there are no workers
+            end()
 
 
 @contextmanager

@@ -39,11 +39,12 @@ TINY = {  # the same chain and the same code, small enough for a test
         "swin_dim": 32,
         "tail_dim": 16,
         "skip": "none",
+        "hr_inputs": False,
     },
     "diffusion": {"steps": 2},
     "train": {"init": "none", "workers": 0, "log_every": 2, "save_every": 1, "preview_every": 4, "validate_every": 2},
     "train_atd": {"steps": 4, "batch": 2, "micro_batch": 2, "patch": 32, "warmup": 1, "pool": 4},
-    "train_unet": {"steps": 4, "batch": 2, "micro_batch": 2, "patch": 32, "warmup": 1, "pool": 4},
+    "train_unet": {"steps": 4, "batch": 2, "micro_batch": 2, "patch": 32, "warmup": 1, "pool": 4, "rollout": 0},
     "evaluate": {"metrics": ["lpips"], "workers": 1},
 }
 

@@ -1,17 +1,19 @@
 """The bundled weights: there at once, better than bicubic, and what the sample scale starts from."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import skimage.data
 import torch
 import yaml
 from conftest import ROOT
+from torch import Tensor
 
 from upsr import images
-from upsr.__main__ import main
 from upsr.config import Params, parse
 from upsr.evaluation.metrics import psnr
 from upsr.evaluation.protocol import PROTOCOLS, for_fidelity
@@ -21,30 +23,57 @@ from upsr.models.unet import build_unet
 from upsr.models.widen import widen_atd, widen_unet
 from upsr.pretrained import load_pretrained, weights_file
 from upsr.training.initial import initialise
+from upsr.training.perceptual import Lpips
+
+PHOTOS = [photo()[:256, :384] for photo in (skimage.data.astronaut, skimage.data.coffee, skimage.data.chelsea)]
 
 
-def test_photos_are_upscaled_right_after_installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """By PSNR of luma, the mean of three photographs."""
-    monkeypatch.chdir(tmp_path)
+def pairs(quality: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    """LR and HR of three photographs; LR is only shrunk, or then compressed by JPEG too."""
+    for photo in PHOTOS:
+        hr = images.to_tensor(photo)
+        lr = images.to_image(images.resize(hr, (64, 96)))
+        if quality is not None:
+            _, data = cv2.imencode(".jpg", lr[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+            lr = images.decode(data.tobytes(), "lr.jpg")
+        yield images.to_tensor(lr), hr
+
+
+def test_the_starter_enlarges_compressed_photographs_better_than_bicubic(weights: Path):
+    """By LPIPS: blocks and coloured spots count in it."""
+    starter, lpips = Upscaler.from_pretrained(), Lpips(weights)
+    with torch.inference_mode():
+        gains = [
+            lpips(images.resize(lr, hr.shape[2:]).clamp(0, 1), hr) - lpips(starter.upscale(lr).image.clamp(0, 1), hr)
+            for lr, hr in pairs(quality=30)
+        ]
+    assert np.mean(gains) > 0.03, gains
+
+
+@pytest.mark.parametrize(("name", "gain"), [("light", 0.6), ("atd-48-light", 0.9)])
+def test_light_enlarges_shrunk_photographs_better_than_bicubic(name: str, gain: float):
+    """By PSNR of luma."""
+    light = Upscaler.from_pretrained(name)
     gains = []
-    for photo in (skimage.data.astronaut(), skimage.data.coffee(), skimage.data.chelsea()):
-        hr = images.to_tensor(photo[:256, :384])
-        size = hr.shape[2:]
-        lr = images.round8(images.resize(hr, (size[0] // 4, size[1] // 4)))
-        images.write("lr.png", images.to_image(lr))
-        main(["upscale", "lr.png", "-o", "sr.png"])
-        ours, bicubic = images.to_tensor(images.read("sr.png")), images.round8(images.resize(lr, size))
-        better, worse = (psnr(*(for_fidelity(x, PROTOCOLS["basicsr"], 4) for x in (sr, hr))) for sr in (ours, bicubic))
+    for lr, hr in pairs():
+        both = (images.round8(light.upscale(lr).image), images.round8(images.resize(lr, hr.shape[2:])))
+        better, worse = (psnr(*(for_fidelity(x, PROTOCOLS["basicsr"], 4) for x in (sr, hr))) for sr in both)
         gains.append(float(better - worse))
-    assert np.mean(gains) > 0.8, gains
+    assert np.mean(gains) > gain, gains
 
 
 def test_upsr_makes_detail_that_atd_leaves_out():
-    lr = images.round8(images.resize(images.to_tensor(skimage.data.chelsea()[:256, :384]), (64, 96)))
-    atd, upsr = (Upscaler.from_pretrained(name).upscale(lr).image for name in ("atd-48", "upsr-48"))
+    lr = next(pairs())[0]
+    atd, upsr = (Upscaler.from_pretrained(name).upscale(lr).image for name in ("atd-48-light", "upsr-48-light"))
     detail = [(x[..., 1:] - x[..., :-1]).abs().mean() for x in (atd, upsr)]
     assert 1.1 < detail[1] / detail[0] < 3
     assert psnr(upsr, atd) > 20
+
+
+def test_the_starter_samples_in_one_step_and_light_in_all():
+    steps = [Upscaler.from_pretrained(name).diffuser.denoiser.process.steps for name in ("starter", "light")]  # type: ignore[union-attr]
+    assert steps == [1, 5]
+    assert Upscaler.from_pretrained("starter", steps=5).diffuser.denoiser.process.steps == 5  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("name", ["atd", "unet"])
@@ -84,8 +113,9 @@ def test_the_starter_unet_widened_makes_the_same_picture():
     assert psnr(upscaler.upscale(lr).image, narrow) > 50
 
 
-def test_upsr_stands_on_the_atd_that_comes_alone():
-    alone, within = (load_pretrained(weights_file(name)).parts["atd"] for name in ("atd-48", "upsr-48"))
+@pytest.mark.parametrize("kind", ["", "-light"])
+def test_upsr_stands_on_the_atd_that_comes_alone(kind: str):
+    alone, within = (load_pretrained(weights_file(name + kind)).parts["atd"] for name in ("atd-48", "upsr-48"))
     assert all(torch.equal(value, within[key].to(value.dtype)) for key, value in alone.items())
 
 

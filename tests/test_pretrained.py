@@ -85,6 +85,9 @@ SETTINGS: list[Any] = [  # changed settings of a weights file, or other text in 
     {"scale": "4"},
     {"scale": 3},
     {"scale": 10**30},
+    {"sampling_steps": -1},
+    {"sampling_steps": 10**30},
+    {"sampling_steps": "all"},
     {"atd": None},
     {"atd": [1]},
     {"atd": {"dim": 200_000}},
@@ -145,7 +148,7 @@ def rewrite(model: Path, path: Path, settings: Any, tensors: dict[str, torch.Ten
     text = settings
     if isinstance(settings, dict):
         file = load_pretrained(model)
-        whole = {k: {} if k == "other" else file.settings[k] for k in file.settings.keys() | settings.keys()}
+        whole = {k: {} if k == "other" else file.settings.get(k) for k in file.settings.keys() | settings.keys()}
         text = json.dumps({k: v for k, v in merged(whole, settings).items() if v is not None})
     save_file(state, path, metadata={"upsr": text})
 

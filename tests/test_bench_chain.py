@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED, params
+import yaml
+from conftest import ROOT, SHARED, params
 from torch import Tensor
 
 from pipelines.train_unet import build_objective, fresh_denoiser
@@ -56,6 +57,7 @@ SMALL = {
     "sigma_data": 0.13,
 }  # fmt: skip
 STEPS, BATCH, SIDE = 150, 8, 64
+MILD = yaml.safe_load((ROOT / "scales/study.yaml").read_text())["settings"]["degradation"] | {"plain": 0.0}
 
 
 def patches(count: int, seed: int) -> Tensor:
@@ -75,11 +77,12 @@ def patches(count: int, seed: int) -> Tensor:
 def trained(unet: dict[str, object], weights: Path, folder: Path) -> Path:
     """A model folder: the bundled ATD, and a small UNet trained for a minute or two on other photographs."""
     p = params(
+        degradation=MILD,
         unet={**SMALL, **unet},
         diffusion={"steps": 5},
         train_unet={"batch": BATCH, "micro_batch": BATCH, "pool": 0, "lpips_share": 0.25, "rollout": 0.25},
     )
-    file = load_pretrained(weights_file("atd-48"))
+    file = load_pretrained(weights_file("atd-48-light"))
     atd = build_atd(file.section("atd", Atd), 4)
     atd.load_state_dict(file.parts["atd"])
     torch.manual_seed(0)
@@ -108,7 +111,7 @@ def benchmark(folder: Path) -> Path:
     """Centres of twelve images of BSD100, degraded as in training."""
     if not (SHARED / "benchmarks/BSD100").is_dir():
         pytest.skip("no BSD100: what a network makes of held-out images cannot be measured")
-    degrade = build_degradation(params().degradation, 4)
+    degrade = build_degradation(params(degradation=MILD).degradation, 4)
     for path in images.find(SHARED / "benchmarks/BSD100/HR")[:12]:
         hr = images.read_rgb(path)
         top, left = ((size - 2 * SIDE) // 2 for size in hr.shape[:2])

@@ -156,7 +156,7 @@ def test_the_help_names_the_bundled_weights(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         main(["upscale", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert f"bundled weights (starter, {', '.join(bundled())})" in text
+    assert f"bundled weights (starter, light, {', '.join(bundled())})" in text
 
 
 def test_the_package_names_its_upscaler_and_its_version():

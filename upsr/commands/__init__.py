@@ -33,7 +33,7 @@ def new(
 
 def add_model_options(command: argparse.ArgumentParser, *, baselines: str = "") -> None:
     """Adds the options of every command that runs a model; `baselines` are models that only this command knows."""
-    known = f"{baselines}bundled weights (starter, light, atd-48, atd-48-light)"
+    known = f"{baselines}bundled weights (starter, light, atd-48, atd-48-light, upsr-48, upsr-48-light)"
     about = f"{known}, a weights file, a model folder, or an MLflow model models:/NAME@ALIAS"
     command.add_argument("--model", default="starter", help=about)
     command.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if available, else cpu)")

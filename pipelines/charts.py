@@ -48,35 +48,35 @@ class Axis:
 
 @dataclass(frozen=True)
 class Curve:
-    """A curve `raw` and its running `mean`, each as the `points` of an SVG polyline."""
+    """A curve `raw` and its running `mean`, each as points (x, y)."""
 
     x_ticks: Ticks
     y_ticks: Ticks
-    raw: str
-    mean: str
+    raw: list[tuple[float, float]]
+    mean: list[tuple[float, float]]
 
 
-def curve(x: Sequence[float], y: Sequence[float]) -> Curve | None:
-    """`y` over increasing `x`, with its running mean; a logarithmic y axis if `y` spans more than a factor of five.
+def curve(x: Sequence[float], y: Sequence[float], end: float) -> Curve | None:
+    """`y` over `x` on an axis from 0 to `end`, with its running mean; y is logarithmic if it spans a factor of five.
 
     None if there are fewer than two values or all are equal.
     """
     if len(y) < 2 or min(y) == max(y):
         return None
-    across = Axis(x[0], x[-1], WIDTH)
+    across = Axis(0, end, WIDTH)
     down = Axis(max(y), min(y), HEIGHT, log=min(y) > 0 and max(y) / min(y) > 5)
     upward = Axis(min(y), max(y), HEIGHT, down.log)
     thin = slice(None, None, math.ceil(len(y) / MOST_POINTS))
     raw, mean = (
-        " ".join(f"{across.at(a)},{down.at(b)}" for a, b in zip(x[thin], values[thin], strict=True))
+        [(across.at(a), down.at(b)) for a, b in zip(x[thin], values[thin], strict=True)]
         for values in (list(y), _running_mean(y))
     )
     return Curve(across.ticks(), [(HEIGHT - position, label) for position, label in upward.ticks()], raw, mean)
 
 
 def _running_mean(y: Sequence[float]) -> list[float]:
-    """Centred mean over a tenth of all values, fewer at the ends."""
-    radius = len(y) // 20
+    """Centred mean over a tenth of all values, five at least, fewer at the ends."""
+    radius = max(2, len(y) // 20)
     total = np.concatenate([[0.0], np.cumsum(y, dtype=np.float64)])
     i = np.arange(len(y))
     first, last = np.maximum(i - radius, 0), np.minimum(i + radius + 1, len(y))

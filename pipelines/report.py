@@ -2,15 +2,19 @@
 
 import csv
 import math
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipelines.charts import Curve, Scatter, curve, scatter
 from pipelines.report_images import ReportImages, read_images
+from pipelines.report_tables import Numbers, Table, columns_of, figure, gains_table, means_table, values_table
 from pipelines.stage import run
+from pipelines.tracking import flatten
 from upsr.config import ConfigError, load_params
 from upsr.evaluation.metrics import higher_is_better
 from upsr.evaluation.statistics import showcase
@@ -23,11 +27,11 @@ LABELS = {
     "upsr": "UPSR",
     "unet": "UNet",
     "hr": "HR",
-    "residual": "Uncertainty |ŷ − y↑|",
-    "edge": "Edges E",
-    "frequency": "High frequencies H",
-    "mix": "Uncertainty W",
-    "weight": "Noise weight w",
+    "residual": "ψ: what ATD changed",
+    "edge": "E: edges",
+    "frequency": "H: high frequencies",
+    "mix": "W: uncertainty",
+    "weight": "w: noise weight",
     "weights": "w while sampling",
     "psnr": "PSNR",
     "ssim": "SSIM",
@@ -37,36 +41,17 @@ LABELS = {
     "clipiqa": "CLIPIQA",
     "musiq": "MUSIQ",
 }
-DECIMALS = {"psnr": 2, "ssim": 4, "lpips": 4, "dists": 4, "niqe": 2, "musiq": 2, "seconds": 2}
 SHOWN = 6  # images per benchmark: the best and the worst if it has more
-
-Numbers = dict[str, float]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """`note` is shown below the value; `tone` is `best`, `better`, `worse` or empty."""
-
-    value: float | None
-    text: str
-    note: str = ""
-    tone: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """`head` is the heading of the row names; `columns` are (metric, arrow)."""
-
-    head: str
-    columns: list[tuple[str, str]]
-    rows: dict[str, list[Cell]]
+BEATEN = 3  # images per benchmark where ATD beats UPSR
 
 
 @dataclass(frozen=True)
 class ImageResults:
-    """The models' outputs and figures on one image."""
+    """The models' outputs and figures on one image. `beaten`: ATD's figure and UPSR's, if it is shown for ATD's."""
 
     name: str
+    anchor: str
+    beaten: str
     images: ReportImages
     table: Table
 
@@ -75,17 +60,29 @@ class ImageResults:
 class Results:
     """Results on one benchmark. `plane` is LPIPS against PSNR, None where one of them was not measured.
 
-    `selected` are the images with the largest and smallest gains in the metric `ranked_by`; `every` has all images.
+    The first `ranked` images have the largest and smallest gains in the metric `ranked_by`; `beaten` are the images
+    where ATD beats UPSR most. `every` has the figures of all images.
     """
 
     name: str
     manifest: dict[str, Any]
-    table: Table
-    gains: Table
     plane: Scatter | None
     ranked_by: str
-    selected: list[ImageResults]
+    ranked: int
+    images: list[ImageResults]
+    beaten: list[ImageResults]
     every: Table
+
+
+@dataclass(frozen=True)
+class Training:
+    """Curves by column: of the loss, of the checkpoints' figures on the validation images, and of all other logs."""
+
+    loss: dict[str, Curve]
+    validation: dict[str, Curve]
+    others: dict[str, Curve]
+    kept: int
+    """Step of the checkpoint that became the model."""
 
 
 def main() -> None:
@@ -95,7 +92,7 @@ def main() -> None:
 
 
 def render(reports: Path, models: Path, params: Path) -> str:
-    """The HTML of the page, from the results in `reports`/evaluate and the logs `models`/NAME/log.csv.
+    """The HTML of the page, from the results in `reports`/evaluate and the tables `models`/NAME/*.csv.
 
     Raises `ConfigError` if a file is missing, and `DataError` if one is not valid JSON.
     """
@@ -103,20 +100,27 @@ def render(reports: Path, models: Path, params: Path) -> str:
     settings = load_params(params)
     folder = reports / "evaluate"
     statistics, per_image = _rows(folder / "summary.csv"), _rows(folder / "per_image.csv")
-    results = [
-        _results(manifest, _of(name, statistics), _of(name, per_image), folder / "pictures" / name)
-        for name, manifest in _json(folder / "manifests.json").items()
-        if _of(name, per_image)
-    ]
+    facts = _json(folder / "run.json")
+    measured = {name: m for name, m in _json(folder / "manifests.json").items() if _of(name, per_image)}
+    means = {name: _by_model(_of(name, statistics)) for name in measured}
     # page
     return (
         templates()
         .get_template("report.html.j2")
         .render(
             scale=settings.scale,
-            run=_json(folder / "run.json"),
-            results=results,
-            logs={path.parent.name: _curves(path) for path in sorted(models.glob("*/log.csv"))},
+            diffusion=settings.diffusion,
+            uncertainty=settings.uncertainty,
+            run=facts,
+            results=[
+                _results(number, manifest, means[name], _of(name, per_image), folder / "pictures" / name)
+                for number, (name, manifest) in enumerate(measured.items(), start=1)
+            ],
+            means=means_table(means),
+            gains=gains_table(means),
+            trainings={log.parent.name: _training(log.parent) for log in sorted(models.glob("*/log.csv"))},
+            compared=(reports / "compare.html").is_file(),
+            changes=_changes(params, facts["git_commit"].removesuffix("-dirty")),
             params=params.read_text(),
         )
     )
@@ -139,13 +143,22 @@ def _of(name: str, rows: list[dict[str, str]]) -> list[dict[str, str]]:
     return [row for row in rows if row["benchmark"] == name]
 
 
-def _results(
-    manifest: dict[str, Any], statistics: list[dict[str, str]], per_image: list[dict[str, str]], folder: Path
-) -> Results:
-    # figures by model, and by image and model
+def _by_model(statistics: list[dict[str, str]]) -> dict[str, dict[str, Numbers]]:
+    """Model -> metric -> the numbers of its row."""
     means: dict[str, dict[str, Numbers]] = {}
     for row in statistics:
         means.setdefault(row["model"], {})[row["metric"]] = _numbers(row)
+    return means
+
+
+def _results(
+    number: int,
+    manifest: dict[str, Any],
+    means: dict[str, dict[str, Numbers]],
+    per_image: list[dict[str, str]],
+    folder: Path,
+) -> Results:
+    # figures by image and model
     values: dict[str, dict[str, Numbers]] = {}
     for row in per_image:
         values.setdefault(row["picture"], {})[row["model"]] = _numbers(row)
@@ -155,92 +168,72 @@ def _results(
     # images to show
     rows = [{k: row[k] for k in ("benchmark", "model", "picture")} | _numbers(row) for row in per_image]
     ranked_by, selected = showcase(rows, "upsr", SHOWN)
+    beaten = _beaten(rows, values)
+    images = {
+        name: ImageResults(
+            name,
+            f"p{number}-{i}",
+            beaten.get(name, ""),
+            read_images(folder / name, set(means)),
+            values_table("Model", values[name]),
+        )
+        for i, name in enumerate(dict.fromkeys([*selected, *beaten]), start=1)
+    }
     return Results(
         name=manifest["name"],
         manifest=manifest,
-        table=_means(means),
-        gains=_gains(means),
         plane=scatter(plane) if plane else None,
         ranked_by=ranked_by,
-        selected=[
-            ImageResults(name, read_images(folder / name, set(means)), _values("Model", values[name]))
-            for name in selected
-        ],
-        every=_values("Image", {name: m["upsr"] for name, m in values.items() if "upsr" in m}, best=False),
+        ranked=len(selected),
+        images=list(images.values()),
+        beaten=[images[name] for name in beaten],
+        every=values_table("Image", {name: m["upsr"] for name, m in values.items() if "upsr" in m}, best=False),
     )
 
 
-def _means(models: dict[str, dict[str, Numbers]]) -> Table:
-    """Means with confidence intervals, one row per model."""
-
-    def cell(name: str, row: Numbers | None, best: float | None) -> Cell:
-        if row is None:
-            return Cell(None, "–")
-        note = f"{_text(name, row['low'])} – {_text(name, row['high'])}" if "low" in row and name != "seconds" else ""
-        return Cell(row["mean"], _text(name, row["mean"]), note, "best" if row["mean"] == best else "")
-
-    columns = _columns(models)
-    best = {name: _best(name, [m[name]["mean"] for m in models.values() if name in m]) for name in columns}
-    rows = {model: [cell(name, m.get(name), best[name]) for name in columns] for model, m in models.items()}
-    return Table("Model", _with_arrows(columns), rows)
+def _beaten(rows: list[dict[str, Any]], values: dict[str, dict[str, Numbers]]) -> dict[str, str]:
+    """The images where ATD beats UPSR most, and both figures of the metric that says so."""
+    metric, ranked = showcase(rows, "atd", len(values), baseline="upsr")
+    figures = {name: (values[name]["atd"][metric], values[name]["upsr"][metric]) for name in ranked if metric}
+    worse = [name for name, (atd, upsr) in figures.items() if atd != upsr and (atd > upsr) == higher_is_better(metric)]
+    return {
+        name: f"{LABELS[metric]} {' against '.join(figure(metric, value) for value in figures[name])}"
+        for name in worse[:BEATEN]
+    }
 
 
-def _gains(models: dict[str, dict[str, Numbers]]) -> Table:
-    """Paired differences from bicubic; `better` or `worse` if the confidence interval excludes 0."""
-
-    def cell(name: str, row: Numbers | None) -> Cell:
-        if row is None or "difference" not in row:
-            return Cell(None, "–")
-        value, low, high = row["difference"], row.get("difference_low"), row.get("difference_high")
-        text = _text(name, value, sign="+")
-        if low is None or high is None:
-            return Cell(value, text)
-        tone = ("better" if (value > 0) == higher_is_better(name) else "worse") if low > 0 or high < 0 else ""
-        return Cell(value, text, f"{_text(name, low, '+')} … {_text(name, high, '+')}", tone)
-
-    columns = [name for name in _columns(models) if name != "seconds"]
-    rows = {model: [cell(name, m.get(name)) for name in columns] for model, m in models.items() if model != "bicubic"}
-    return Table("Model", _with_arrows(columns), rows)
+def _training(folder: Path) -> Training:
+    log, checkpoints = ([_numbers(row) for row in _rows(folder / name)] for name in ("log.csv", "checkpoints.csv"))
+    end = max(row["step"] for row in log + checkpoints)
+    logged, validated = _curves(log, end), _curves(checkpoints, end)
+    best = max(checkpoints, key=lambda row: row.get("score", -math.inf))  # the first, as the training chose it
+    return Training(
+        loss={name: drawn for name, drawn in logged.items() if name == "loss"},
+        validation={name: drawn for name, drawn in validated.items() if name != "score"},
+        others={name: drawn for name, drawn in logged.items() if name != "loss"},
+        kept=int(best["step"]),
+    )
 
 
-def _values(head: str, figures: dict[str, Numbers], best: bool = True) -> Table:
-    """Figures without intervals; with `best`, the best of each column is marked."""
-    columns = _columns(figures)
-    top = {name: _best(name, [f[name] for f in figures.values() if name in f]) if best else None for name in columns}
-
-    def cell(name: str, value: float | None) -> Cell:
-        return Cell(None, "–") if value is None else Cell(value, _text(name, value), "", "best" * (value == top[name]))
-
-    rows = {row: [cell(name, f.get(name)) for name in columns] for row, f in figures.items()}
-    return Table(head, _with_arrows(columns), rows)
-
-
-def _columns(rows: dict[str, dict[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(name for row in rows.values() for name in row))
-
-
-def _with_arrows(names: list[str]) -> list[tuple[str, str]]:
-    return [(name, "↑" if higher_is_better(name) else "↓") for name in names]
-
-
-def _best(name: str, values: list[float]) -> float | None:
-    """The best value of a column; None for times, where the fastest is always the baseline."""
-    return None if name == "seconds" else (max if higher_is_better(name) else min)(values)
-
-
-def _text(name: str, value: float, sign: str = "") -> str:
-    return f"{value:{sign}.{DECIMALS.get(name, 3)}f}".replace("-", "−")
-
-
-def _curves(path: Path) -> dict[str, Curve]:
-    """A curve for each column of a training log whose values vary."""
-    rows = [_numbers(row) for row in _rows(path)]
+def _curves(rows: list[Numbers], end: float) -> dict[str, Curve]:
+    """A curve up to the step `end` for each column whose values vary."""
     curves = {}
-    for name in dict.fromkeys(key for row in rows for key in row if key != "step"):
+    for name in columns_of(rows):
         points = [(row["step"], row[name]) for row in rows if name in row]
-        if drawn := curve([x for x, _ in points], [y for _, y in points]):
+        if name != "step" and (drawn := curve([x for x, _ in points], [y for _, y in points], end)):
             curves[name] = drawn
     return curves
+
+
+def _changes(params: Path, commit: str) -> dict[str, tuple[Any, Any]]:
+    """Key -> (value, value in the commit), where they differ; empty for a commit that git does not have."""
+    command = ["git", "show", f"{commit or 'none'}:./{params.name}"]
+    try:
+        committed = subprocess.run(command, cwd=params.parent, capture_output=True, text=True, check=True).stdout
+        own, base = (flatten(yaml.safe_load(text) or {}) for text in (params.read_text(), committed))
+    except (OSError, ValueError, subprocess.CalledProcessError, yaml.YAMLError):
+        return {}
+    return {key: (own.get(key), base.get(key)) for key in base | own if own.get(key) != base.get(key)}
 
 
 def _numbers(row: dict[str, str]) -> Numbers:

@@ -6,6 +6,7 @@ import html.parser
 import json
 import re
 import shutil
+import subprocess
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -62,6 +63,9 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_table(evaluated / "summary.csv", table(rows))
     for model in ("atd", "unet"):
         write_table(folder / "models" / model / "log.csv", training(150))
+        scores = enumerate((1.0, 1.4, 1.2), start=1)
+        checkpoints = [{"step": 50 * i, "psnr": 20 + score, "lpips": 0.4, "score": score} for i, score in scores]
+        write_table(folder / "models" / model / "checkpoints.csv", checkpoints)
     return folder
 
 
@@ -140,6 +144,7 @@ class Page(html.parser.HTMLParser):
         self.best: list[float] = []
         self.sources: list[str] = []
         self.links: list[str] = []
+        self.anchors: list[str] = []
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -149,6 +154,7 @@ class Page(html.parser.HTMLParser):
             self.best += [self.values[-1]] if known.get("class") == "best" else []
         self.sources += [known["src"] or ""] if "src" in known else []
         self.links += [known["href"] or ""] if "href" in known else []
+        self.anchors += [known["id"] or ""] if "id" in known else []
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +164,7 @@ def text(work: Path) -> str:
 
 def test_tables_hold_the_figures(work: Path, text: str) -> None:
     rows = table(stored(work))
-    page = Page(text)
+    page = Page(section(text, "results"))
     models = [[row for row in rows if row["model"] == model] for model in MODELS]
     means = [row["mean"] for own in models for row in own]
     assert page.values[: len(means)] == means
@@ -167,6 +173,31 @@ def test_tables_hold_the_figures(work: Path, text: str) -> None:
     for metric, best in (("psnr", max), ("ssim", max), ("lpips", min)):
         assert best(row["mean"] for row in rows if row["metric"] == metric) in page.best
     assert min(row["mean"] for row in rows if row["metric"] == "seconds") not in page.best
+
+
+def section(text: str, name: str) -> str:
+    return text.partition(f'<section id="{name}')[2].partition("</section>")[0]
+
+
+def test_benchmarks_are_in_one_table(work: Path, tmp_path: Path) -> None:
+    """Also one without originals, on which only some metrics can be measured."""
+    shutil.copytree(work, tmp_path / "two")
+    folder = tmp_path / "two" / "reports" / "evaluate"
+    shutil.copytree(folder / "pictures" / "holdout", folder / "pictures" / "real")
+    rows = stored(work)
+    rows += [
+        {k: row[k] if k in ("model", "picture", "lpips") else "" for k in row} | {"benchmark": "real"} for row in rows
+    ]
+    manifest = json.loads((folder / "manifests.json").read_text())["holdout"]
+    (folder / "manifests.json").write_text(
+        json.dumps({name: manifest | {"name": name} for name in ("holdout", "real")})
+    )
+    write_table(folder / "per_image.csv", rows)
+    write_table(folder / "summary.csv", table([{k: v for k, v in row.items() if v != ""} for row in rows]))
+    page = section(render(tmp_path / "two" / "reports", work / "models", PARAMS), "results")
+    means = page.partition("</table>")[0]
+    assert re.findall(r'colspan="\d+">(\w+)', means) == ["holdout", "real"]
+    assert means.count("<tr>") == 1 + 2 * (1 + len(MODELS))
 
 
 def test_a_difference_is_coloured_where_it_is_sure(work: Path, text: str) -> None:
@@ -221,12 +252,85 @@ def test_of_a_large_picture_the_part_with_most_detail_is_shown(tmp_path: Path) -
     assert 0 <= left <= 900 and left + 512 + 50 >= 1000 and top + 512 <= 800 + 50
 
 
+def test_links_lead_to_parts_of_the_page(text: str) -> None:
+    page = Page(text)
+    contents = Page(text.partition("<nav")[2].partition("</nav>")[0]).links
+    assert contents == [
+        "#images1", "#atd1", "#results", "#training", "#method", "#variants", "#configuration"
+    ]  # fmt: skip
+    assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.anchors)
+    assert len(set(page.anchors)) == len(page.anchors)
+    places = [text.index(f'id="{link[1:]}"') for link in contents]
+    assert places == sorted(places)
+
+
+def test_the_images_where_atd_beats_upsr_are_named(work: Path, text: str, tmp_path: Path) -> None:
+    """Of nine images, ATD is better on four: the three clearest are named, and shown whether ranked or not."""
+    shutil.copytree(work, tmp_path / "many")
+    folder = tmp_path / "many" / "reports" / "evaluate"
+    upsr = [0.10, 0.70, 0.20, 0.74, 0.30, 0.72, 0.40, 0.71, 0.45]
+    rows = []
+    for i, lpips in enumerate(upsr):
+        shutil.copytree(folder / "pictures" / "holdout" / "chelsea", folder / "pictures" / "holdout" / f"p{i}")
+        for model, value in (("bicubic", 0.9 if lpips < 0.7 else 1.4 - 0.001 * i), ("atd", 0.69), ("upsr", lpips)):
+            rows.append({"benchmark": "holdout", "model": model, "picture": f"p{i}", "lpips": value})
+    write_table(folder / "per_image.csv", rows)
+    write_table(folder / "summary.csv", table(rows))
+    page = render(tmp_path / "many" / "reports", work / "models", PARAMS)
+    named = re.findall(r'<li><a href="#([\w-]+)">(\w+)</a>: (.*?)</li>', page)
+    expected = {"p3": "0.7400", "p5": "0.7200", "p7": "0.7100"}
+    assert {name: figures for _, name, figures in named} == {
+        n: f"LPIPS 0.6900 against {v}" for n, v in expected.items()
+    }
+    for anchor, name, figures in named:
+        article = page.partition(f'<article id="{anchor}"')[2].partition("</h3>")[0]
+        assert f"<h3>{name} " in article and f"ATD beats UPSR: {figures}" in article
+    assert page.count("ATD beats UPSR:") == 3
+
+
+def test_settings_that_differ_from_the_commit_are_listed(work: Path, tmp_path: Path) -> None:
+    shutil.copytree(work, tmp_path / "work")
+    params, facts = tmp_path / "params.yaml", tmp_path / "work" / "reports" / "evaluate" / "run.json"
+    shutil.copy(PARAMS, params)
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-c", "user.name=t", "-c", "user.email=t@t", *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.strip()
+
+    git("init", "-q")
+    git("add", "params.yaml")
+    git("commit", "-q", "-m", "start")
+    facts.write_text(json.dumps(identity() | {"git_commit": git("rev-parse", "HEAD") + "-dirty"}))
+    page = partial(render, tmp_path / "work" / "reports", tmp_path / "work" / "models", params)
+    assert "differ from the commit" not in page()
+    params.write_text(
+        params.read_text().replace("seed: 0\n", "seed: 3\n").replace("variant: residual", "variant: dynamic")
+    )
+    assert re.findall(r"<span><code>(.*?)</code> \(was (.*?)\)", page()) == [
+        ("seed=3", "0"), ("uncertainty.variant=dynamic", "residual")
+    ]  # fmt: skip
+
+
+def test_a_comparison_of_variants_is_linked_where_there_is_one(work: Path, text: str, tmp_path: Path) -> None:
+    assert "compare.html" in text and "compare.html" not in Page(text).links
+    shutil.copytree(work / "reports", tmp_path / "reports")
+    (tmp_path / "reports" / "compare.html").write_text("<!DOCTYPE html>")
+    assert "compare.html" in Page(render(tmp_path / "reports", work / "models", PARAMS)).links
+
+
+def test_a_full_training_has_no_note(work: Path, tmp_path: Path) -> None:
+    shutil.copytree(work / "reports", tmp_path / "reports")
+    facts = {key: value for key, value in identity().items() if key != "note"}
+    (tmp_path / "reports" / "evaluate" / "run.json").write_text(json.dumps(facts))
+    assert "<main>" in render(tmp_path / "reports", work / "models", PARAMS)
+
+
 def test_page_needs_nothing_beside_itself(text: str) -> None:
     page = Page(text)
     assert len(page.sources) == 3 * 6  # LR, three models, HR and a map of three pictures
     assert all(source.startswith("data:image/") for source in page.sources)
     assert all(link.startswith(("#", "data:")) for link in page.links)
-    assert not re.search(r"https?:|@import|url\(", text)
+    assert not re.search(r"https?:|@import|url\((?!#)", text)
 
 
 def test_small_pictures_are_embedded_as_they_are(work: Path, text: str) -> None:
@@ -244,7 +348,11 @@ def test_page_tells_what_is_missing(text: str) -> None:
 
 
 def test_curves_of_what_changes(text: str) -> None:
-    assert text.count('class="mean"') == 4  # loss and lr of two trainings; bad_steps never moves
+    page = section(text, "training")
+    drawn = ["loss", "validation PSNR", "lr"]  # of both trainings; lpips and bad_steps never move
+    assert re.findall(r'class="title".*?>(.*?)<', page) == drawn * 2
+    assert page.count('class="mean"') == 6 and page.count("<circle") == 2 * 3
+    assert page.count("the checkpoint of step 100 has the best score") == 2
     assert all(re.fullmatch(r"[\d., -]+", points) for points in re.findall(r'points="(.*?)"', text))
 
 
@@ -274,12 +382,13 @@ def test_browser_shows_pictures_slides_sorts_and_zooms(text: str, tmp_path: Path
         assert js(hidden) == pytest.approx(25, abs=0.2)
         press(call, "ArrowRight")
         assert js(hidden) == pytest.approx(26, abs=0.2)
+        assert js("document.querySelector('.compare input').ariaValueText") == "26 %"
 
         tags = "[...document.querySelectorAll('.tag')].slice(0, 2).map(tag => tag.textContent).join()"
-        assert js(tags) == "Bicubic,UPSR"
+        assert js(tags) == "ATD,UPSR"  # an image where ATD beats UPSR
         js("var side = document.querySelector('select.after'); side.value = 'hr'")
         js("side.dispatchEvent(new Event('change'))")
-        assert js(tags) == "Bicubic,HR"
+        assert js(tags) == "ATD,HR"
         assert js("document.querySelector('.compare .after img').src === document.querySelector('[data-layer=hr]').src")
 
         js("document.querySelector('.zoomer button[value=\"2\"]').click()")
@@ -289,7 +398,21 @@ def test_browser_shows_pictures_slides_sorts_and_zooms(text: str, tmp_path: Path
         before = js(f"{shown}.left")
         drag(call, 0.8, 0.6)  # away from the line: the pictures move, the line stays
         assert js(f"{shown}.left") < before and js(hidden) == pytest.approx(26, abs=0.2)
-        assert js("document.querySelector('.zoomer output').textContent") == "2×"
+        zoom = "document.querySelector('.zoomer output').textContent"
+        assert js(zoom) == "2×"
+        before = js(f"{shown}.left")
+        press(call, "ArrowRight", shift=True)
+        assert js(f"{shown}.left") < before and js(hidden) == pytest.approx(26, abs=0.2)
+        press(call, "+")
+        assert js(zoom) == "4×"
+        js("document.querySelector('.compare').scrollIntoView({block: 'center', behavior: 'instant'})")
+        before = js(f"{shown}.top")
+        touch(call, (0.8, 0.5), (0.8, 0.3))  # a finger pans upwards, and does not scroll the page
+        assert (before - js(f"{shown}.top")) / js(f"{box}.height") == pytest.approx(0.2, abs=0.02)
+        press(call, "-")
+        press(call, "-")
+        touch(call, (0.26, 0.5), (0.6, 0.5))
+        assert js(zoom) == "1×" and js(hidden) == pytest.approx(60, abs=0.5)
 
         column = "[...document.querySelector('tbody').rows].map(row => Number(row.cells[1].dataset.value))"
         js("document.querySelectorAll('thead button')[1].click()")
@@ -306,10 +429,22 @@ def test_browser_shows_pictures_slides_sorts_and_zooms(text: str, tmp_path: Path
         assert errors == []
 
 
-def press(call: Call, key: str) -> None:
+def press(call: Call, key: str, shift: bool = False) -> None:
     script(call, "document.querySelector('.compare input').focus()")
+    code = {"windowsVirtualKeyCode": 39} if key == "ArrowRight" else {}
     for event in ("keyDown", "keyUp"):
-        call("Input.dispatchKeyEvent", type=event, key=key, code=key, windowsVirtualKeyCode=39)
+        call("Input.dispatchKeyEvent", type=event, key=key, code=key, modifiers=8 * shift, **code)
+
+
+def touch(call: Call, start: tuple[float, float], end: tuple[float, float]) -> None:
+    """Puts a finger on the first slider, at shares of its width and height, and moves it in steps."""
+    script(call, "document.querySelector('.compare').scrollIntoView({block: 'center', behavior: 'instant'})")
+    box = script(call, "document.querySelector('.compare').getBoundingClientRect().toJSON()")
+    for i in range(6):
+        x, y = (a + (b - a) * i / 5 for a, b in zip(start, end, strict=True))
+        point = {"x": box["left"] + box["width"] * x, "y": box["top"] + box["height"] * y}
+        call("Input.dispatchTouchEvent", type="touchMove" if i else "touchStart", touchPoints=[point])
+    call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
 
 
 def drag(call: Call, start: float = 0.5, end: float = 0.25) -> None:

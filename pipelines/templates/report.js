@@ -4,14 +4,16 @@ for (const button of document.querySelectorAll("thead button")) {
   button.addEventListener("click", () => {
     const head = button.closest("th");
     const descending = head.ariaSort !== "descending";
-    const body = head.closest("table").tBodies[0];
     const text = (row) => row.cells[head.cellIndex].textContent;
     // Empty cells stay last in both directions.
     const key = (row) => Number(row.cells[head.cellIndex].dataset.value ?? (descending ? -Infinity : Infinity));
     const order = head.cellIndex ? (a, b) => key(a) - key(b) : (a, b) => -text(a).localeCompare(text(b), undefined, { numeric: true });
     for (const other of head.parentNode.cells) other.ariaSort = null;
     head.ariaSort = descending ? "descending" : "ascending";
-    body.append(...[...body.rows].sort((a, b) => (descending ? order(b, a) : order(a, b))));
+    for (const body of head.closest("table").tBodies) {
+      const rows = [...body.rows].filter((row) => row.cells.length > 1); // the name of the group stays first
+      body.append(...rows.sort((a, b) => (descending ? order(b, a) : order(a, b))));
+    }
   });
 }
 
@@ -25,7 +27,7 @@ for (const article of document.querySelectorAll(".picture")) {
 function compare(article, layers, names) {
   const box = article.querySelector(".compare");
   const range = box.querySelector("input");
-  const preferred = { before: "bicubic", after: "upsr" };
+  const preferred = { before: article.dataset.left, after: "upsr" };
   const fallback = { before: names[0], after: names.at(-1) };
   for (const side of ["before", "after"]) {
     const select = article.querySelector(`select.${side}`);
@@ -51,6 +53,7 @@ function slide(box, range) {
     box.style.setProperty("--split", `${range.value}%`);
     box.style.setProperty("--zoom", view.zoom);
     for (const side of ["x", "y"]) box.style.setProperty(`--${side}`, `${view[side]}%`);
+    range.ariaValueText = `${Math.round(range.value)} %`;
     box.classList.toggle("zoomed", view.zoom > 1);
     box.querySelector("output").textContent = `${view.zoom}×`;
   };
@@ -58,28 +61,38 @@ function slide(box, range) {
     range.value = ((event.clientX - box.getBoundingClientRect().left) / box.clientWidth) * 100;
     draw();
   };
-  const move = (event) => {
-    const clamp = (value) => Math.min(100, Math.max(0, value));
-    view.x = clamp(view.x - (event.movementX / box.clientWidth / (view.zoom - 1)) * 100);
-    view.y = clamp(view.y - (event.movementY / box.clientHeight / (view.zoom - 1)) * 100);
+  const clamp = (value) => Math.min(100, Math.max(0, value));
+  const pan = (x, y) => {
+    if (view.zoom > 1) [view.x, view.y] = [clamp(view.x + x / (view.zoom - 1)), clamp(view.y + y / (view.zoom - 1))];
+    draw();
+  };
+  const zoom = (factor) => {
+    view.zoom = Math.min(8, Math.max(1, view.zoom * factor));
     draw();
   };
   const line = () => box.getBoundingClientRect().left + (range.value / 100) * box.clientWidth;
-  let drag = null;
-  range.addEventListener("input", draw); // the keyboard; the pointer is handled below
+  let last = null; // the pointer's position while it pans
+  range.addEventListener("input", draw); // arrow keys, Home and End; the pointer is handled below
+  range.addEventListener("keydown", (event) => {
+    const arrow = { ArrowLeft: [-10, 0], ArrowRight: [10, 0], ArrowUp: [0, -10], ArrowDown: [0, 10] }[event.key];
+    const factor = { "+": 2, "=": 2, "-": 0.5 }[event.key];
+    if (event.ctrlKey || event.metaKey || !(factor || (event.shiftKey && arrow))) return;
+    event.preventDefault();
+    factor ? zoom(factor) : pan(...arrow);
+  });
   box.addEventListener("pointerdown", (event) => {
     if (event.target.closest(".zoomer")) return;
     box.setPointerCapture(event.pointerId);
-    drag = view.zoom > 1 && Math.abs(event.clientX - line()) > 24 ? move : follow;
-    if (drag === follow) follow(event);
+    last = view.zoom > 1 && Math.abs(event.clientX - line()) > 24 ? event : null;
+    if (!last) follow(event);
   });
-  box.addEventListener("pointermove", (event) => box.hasPointerCapture(event.pointerId) && drag(event));
-  for (const button of box.querySelectorAll(".zoomer button")) {
-    button.addEventListener("click", () => {
-      view.zoom = Math.min(8, Math.max(1, view.zoom * button.value));
-      draw();
-    });
-  }
+  box.addEventListener("pointermove", (event) => {
+    if (!box.hasPointerCapture(event.pointerId)) return;
+    if (!last) return follow(event);
+    pan((100 * (last.clientX - event.clientX)) / box.clientWidth, (100 * (last.clientY - event.clientY)) / box.clientHeight);
+    last = event;
+  });
+  for (const button of box.querySelectorAll(".zoomer button")) button.addEventListener("click", () => zoom(Number(button.value)));
 }
 
 function magnify(strip) {

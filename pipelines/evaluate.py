@@ -116,7 +116,8 @@ def main() -> None:
     facts = identity(params, benchmarks) | {"peak_memory_mb": peak_memory_mb()}
     facts |= {"failed": outcome.failed, "absent": outcome.absent, "absent_benchmarks": missing}
     _write(options.out, outcome, facts, benchmarks)
-    record(options.experiment, params, facts, outcome, options.out, benchmarks)
+    address = record(options.experiment, params, facts, outcome, options.out, benchmarks)
+    _write_json(options.out / "run.json", facts | {"mlflow_run": address})
     _print(outcome)
     if outcome.lost:
         raise DataError(

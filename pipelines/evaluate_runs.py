@@ -1,5 +1,6 @@
 """The MLflow runs of an evaluation: a parent, and a child for each model, so that models and variants line up."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,11 @@ MODELS_BY_LPIPS = {  # without their parents
 
 def record(
     experiment: str, params: Params, facts: dict[str, Any], outcome: Outcome, out: Path, benchmarks: list[Benchmark]
-) -> None:
-    """Records an MLflow run with a child for each model, whose figures have the same names, and registers UPSR."""
+) -> str:
+    """Records an MLflow run with a child for each model, whose figures have the same names, and registers UPSR.
+
+    Returns the address of the run, empty if MLflow could not be reached.
+    """
     values, atd, unet = params.model_dump(mode="json"), facts["models"]["atd"], facts["models"]["unet"]
     columns = {
         "bicubic": {},
@@ -67,6 +71,13 @@ def record(
                     sheets = _record_sheets(tracker, pictures, shown)
                     example = benchmarks[0].pairs[0].lr
                     registry.register(tracker, UPSR / FILE, example, _card(statistics), sheets[:SHEETS])
+    return _address(parent.run_id) if parent.run_id else ""
+
+
+def _address(run_id: str) -> str:
+    """The run's page, without the name and password of a server; that of a local store answers while `make ui` runs."""
+    store = re.sub(r"//[^/@]*@", "//", tracking.store_address()[0])
+    return f"{store.rstrip('/') if store.startswith('http') else 'http://127.0.0.1:5000'}/#/runs/{run_id}"
 
 
 def _tags(values: dict[str, Any]) -> dict[str, str]:

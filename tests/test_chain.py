@@ -57,6 +57,7 @@ def test_mlflow_agrees_with_the_metrics_and_knows_where_they_came_from(project: 
         assert found == {model: figures["psnr"] for model, figures in means.items()}
     parents = project.mlflow("select distinct value from tags where key = 'mlflow.parentRunId'")
     assert parents == project.mlflow("select run_uuid from runs where name = 'residual-16' and experiment_id = 3")
+    assert project.json("reports/evaluate/run.json")["mlflow_run"].endswith(f"/#/runs/{parents[0][0]}")
     assert list((project.root / "mlartifacts").rglob("maps/holdout/*/weight.png")), "no maps beside the figures"
     experiments = {name for (name,) in project.mlflow("select name from experiments")}
     assert {"train-atd", "train-unet", "evaluate"} <= experiments

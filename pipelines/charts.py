@@ -30,7 +30,10 @@ class Axis:
     def ticks(self) -> Ticks:
         """Three to seven round values: (position, label)."""
         values = self._decades() if self.log else []
-        return [(self.at(v), f"{v:g}") for v in (values if len(values) > 2 else self._even())]
+        return [
+            (self.at(v), f"{v / 1000:g}k" if v >= 10_000 else f"{v:g}")
+            for v in (values if len(values) > 2 else self._even())
+        ]
 
     def _decades(self) -> list[float]:
         tens = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)

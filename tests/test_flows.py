@@ -15,6 +15,7 @@ import psutil
 import pytest
 import yaml
 from conftest import PATIENCE, ROOT, free_port, processes_that_mention, settings, until
+from prefect.client.schemas.sorting import LogSort
 from prefect.states import Cancelling
 
 from pipelines import executor, flows
@@ -171,7 +172,7 @@ def test_the_pipeline_runs_stages_in_order_as_tasks(chain: Path, api) -> None:
     assert (chain / "order.txt").read_text().split() == ["download", "train_atd", "evaluate"]
     tasks = {run.name: run.state_name for run in api.read_task_runs()}  # other tests' jobs may be among them
     assert [tasks[stage] for stage in ("download", "train_atd", "evaluate")] == ["Completed"] * 3
-    until(lambda: "said train_atd" in [entry.message for entry in api.read_logs()])
+    until(lambda: "said train_atd" in [entry.message for entry in api.read_logs(sort=LogSort.TIMESTAMP_DESC)])
 
     flows.pipeline(root=str(chain))
     assert len((chain / "order.txt").read_text().split()) == 3, "what is up to date was run again"

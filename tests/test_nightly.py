@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import ROOT, free_port, settings, until
+from prefect.client.schemas.sorting import LogSort
 from test_registry import painter, register
 from test_report import browser, script
 
@@ -482,4 +483,5 @@ def test_a_failed_night_calls_the_webhook_and_its_outcome_stands(
     assert "has other weights than were registered" in alarm["reasons"][0]
     assert locked["outcome"] == "failed" and "another process is at work here" in locked["reasons"][0]
     if answer == "hangs":
-        until(lambda: any("nightly.webhook: was not told" in entry.message for entry in api.read_logs()))
+        newest = partial(api.read_logs, sort=LogSort.TIMESTAMP_DESC)
+        until(lambda: any("nightly.webhook: was not told" in entry.message for entry in newest()))

@@ -4,6 +4,7 @@ import io
 import multiprocessing
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -172,15 +173,20 @@ XMP = (
 )
 
 
-@pytest.mark.parametrize("target", ["b.jpg", "b.png", "b.webp", "b.avif"])
-def test_metadata_is_kept_and_corrected(tmp_path: Path, upscaler: Upscaler, target: str):
+@pytest.mark.parametrize("source", ["a.jpg", "a.tif"])
+@pytest.mark.parametrize("target", ["b.jpg", "b.png", "b.webp", "b.avif", "b.tif"])
+def test_metadata_is_kept_and_corrected(tmp_path: Path, upscaler: Upscaler, source: str, target: str):
     exif = Image.Exif()
     exif[0x0112], exif[0x010F], exif[0x8298] = 6, "Camera & Co", "me"
-    exif.get_ifd(0x8769)[0x920A] = 35.0  # focal length
-    exif.get_ifd(0x8769)[0xA002] = 32  # width
-    exif.get_ifd(0x8825)[1] = "N"  # position
-    Image.fromarray(smooth(24, 32)).save(tmp_path / "a.jpg", exif=exif, xmp=XMP, dpi=(300, 300), quality=95)
-    upscaler.upscale_file(tmp_path / "a.jpg", tmp_path / target)
+    exif[0x8769] = {0x920A: 35.0, 0xA002: 32}  # focal length, width
+    exif[0x8825] = {1: "N"}  # position
+    more: dict[str, Any] = {"xmp": XMP, "quality": 95}
+    if source == "a.tif":
+        exif[0x02BC], more = XMP, {}
+    Image.fromarray(smooth(24, 32)).save(tmp_path / source, exif=exif.tobytes(), dpi=(300, 300), **more)
+    upscaler.upscale_file(tmp_path / source, tmp_path / target)
+    result = open_photo(tmp_path / target)
+    assert result.pixels.shape == (128, 96, 3)
     found = Image.open(tmp_path / target).getexif()
     assert (found[0x010F], found[0x8298]) == ("Camera & Co", "me")
     assert found.get(0x0112, 1) == 1
@@ -192,12 +198,29 @@ def test_metadata_is_kept_and_corrected(tmp_path: Path, upscaler: Upscaler, targ
     assert 'tiff:ImageWidth="96"' in xmp and "<tiff:ImageLength>128<" in xmp
 
 
-def test_iptc_and_resolution_are_kept(tmp_path: Path, upscaler: Upscaler):
+@pytest.mark.parametrize("suffix", ["jpg", "tif"])
+def test_damaged_metadata_loses_no_image(tmp_path: Path, suffix: str):
+    exif = Image.Exif()
+    exif[0x8769] = {0x920A: 35.0}
+    file = bytearray(
+        encoded(Image.fromarray(smooth(24, 32)), {"jpg": "JPEG", "tif": "TIFF"}[suffix], exif=exif.tobytes())
+    )
+    pointer = file.index(b"\x87\x69" if suffix == "jpg" else b"\x69\x87")
+    file[pointer + 8 : pointer + 12] = b"\xff\xff\xff\xff"
+    photo = decode(bytes(file), "a")
+    assert photo.header is not None
+    save(tmp_path / "b.tif", photo.array(), photo)
+    assert np.array_equal(open_photo(tmp_path / "b.tif").array(), photo.array())
+
+
+@pytest.mark.parametrize("middle", ["m.jpg", "m.tif"])
+def test_iptc_and_resolution_are_kept(tmp_path: Path, upscaler: Upscaler, middle: str):
     image = pyvips.Image.new_from_array(smooth(24, 32), interpretation="srgb").copy(xres=12, yres=12)
     iptc = b"Photoshop 3.0\08BIM\x04\x04\0\0\0\0\0\x0b\x1c\x02\x78\0\x06a lake\0"
     image.set_type(pyvips.GValue.blob_type, "iptc-data", iptc)
     image.jpegsave(str(tmp_path / "a.jpg"))
-    upscaler.upscale_file(tmp_path / "a.jpg", tmp_path / "b.jpg")
+    upscaler.upscale_file(tmp_path / "a.jpg", tmp_path / middle)
+    upscaler.upscale_file(tmp_path / middle, tmp_path / "b.jpg")
     result = pyvips.Image.new_from_file(str(tmp_path / "b.jpg"))
     assert b"a lake" in result.get("iptc-data")
     assert result.xres == pytest.approx(12, rel=0.05)

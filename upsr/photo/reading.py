@@ -13,7 +13,7 @@ import pyvips
 from PIL import Image, ImageOps
 
 from upsr.files import ImageError, check_regular
-from upsr.photo import colour, jpeg
+from upsr.photo import colour, jpeg, tiff
 from upsr.photo.fork import not_after_fork
 
 MAX_PIXELS = 2**29
@@ -22,6 +22,7 @@ MAX_PIXELS = 2**29
 PADDING = "extraneous bytes before marker 0xd9"  # what some cameras write before a JPEG's end
 HEIC = frozenset(b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"))
 DEPTHS = ("uchar", "ushort")
+EXIF, IPTC = "exif-data", "iptc-data"  # libvips's names
 
 ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
 """What `as_photo` takes."""
@@ -156,7 +157,7 @@ def decode(data: bytes, name: str | Path, *, most: int = MAX_PIXELS, first_frame
         check(image.width, image.height, image.get("n-pages") if "n-pages" in image.get_fields() else 1)
         if image.format not in DEPTHS:
             raise ImageError(f"{name}: its values are of the type {image.format}: save it with 8 or 16 bits")
-        return _photo(_decoded(image, data))
+        return _photo(_decoded(image, data), *tiff.read_blocks(data))
     except ImageError:
         raise
     except Exception as error:  # of two decoders, of any type
@@ -191,7 +192,7 @@ def _decoded(image: pyvips.Image, data: bytes) -> pyvips.Image:
         return pyvips.Image.new_from_buffer(data, "", fail_on="truncated").copy_memory()
 
 
-def _photo(image: pyvips.Image) -> Photo:
+def _photo(image: pyvips.Image, exif: bytes | None, iptc: bytes | None) -> Photo:
     image = image.autorot()
     profile = image.get(colour.PROFILE) if colour.PROFILE in image.get_fields() else None
     if image.interpretation == "cmyk":
@@ -201,6 +202,9 @@ def _photo(image: pyvips.Image) -> Photo:
     if pixels.shape[2] not in (1, 3):
         raise ValueError(f"{pixels.shape[2]} channels")
     header = image.crop(0, 0, 1, 1).copy_memory()
+    for name, block in {EXIF: exif, IPTC: iptc}.items():
+        if block:
+            header.set_type(pyvips.GValue.blob_type, name, block)
     return Photo(np.ascontiguousarray(pixels), alpha, profile if pixels.shape[2] == 1 else _usable(profile), header)
 
 

@@ -11,14 +11,14 @@ import pyvips
 from PIL import Image
 
 from upsr.files import ImageError, atomic
-from upsr.photo import colour
+from upsr.photo import colour, tiff
 from upsr.photo.fork import not_after_fork
 from upsr.photo.formats import FORMATS, format_of
-from upsr.photo.reading import Photo
+from upsr.photo.reading import EXIF, IPTC, Photo
 
 WHITE = (255, 255, 255)
 PLAIN = Photo(np.zeros((1, 1, 3), np.uint8))  # without profile and metadata
-METADATA = ("exif-", "xmp-data", "iptc-data")  # starts of libvips's names
+METADATA = ("exif-", "xmp-data", IPTC)  # starts of libvips's names
 OUTDATED = ("exif-ifd0-Orientation", "exif-ifd1-")  # the second: a thumbnail's
 LOSSLESS = 100  # from this quality on, WebP and AVIF lose nothing
 BIG = 2**28  # pixels: above, TIFF may need 64-bit offsets
@@ -69,7 +69,7 @@ def save(
     height, width = size or pixels.shape[:2]
     check_target(path, width, height)
     try:
-        with atomic(path) as temporary, temporary.open("wb") as file:
+        with atomic(path) as temporary, temporary.open("w+b") as file:
             _write(file, path, _resized(pixels, height, width), source, quality, background)
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
@@ -140,9 +140,13 @@ def _write(
         case "webp":
             image.webpsave_target(target, Q=quality, lossless=quality == LOSSLESS)
         case "tiff":
+            exif, iptc = (image.get(block) if block in image.get_fields() else None for block in (EXIF, IPTC))
+            image.remove(IPTC)
             image.tiffsave_target(
                 target, compression="deflate", predictor="horizontal", bigtiff=image.width * image.height > BIG
             )
+            if not in_memory and (exif or iptc):
+                tiff.write_blocks(file, exif, iptc, image.width, image.height)
         case "avif":
             image.heifsave_target(target, compression="av1", Q=quality, lossless=quality == LOSSLESS, effort=EFFORT)
     if in_memory:

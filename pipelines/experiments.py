@@ -81,11 +81,11 @@ def _text(value: Any) -> str:
 def table(rows: list[Experiment]) -> Iterator[str]:
     """The lines of the table; `*` marks the best figure of a benchmark where they differ."""
     yield "".join([f"{'* is the best':{LABEL}}", *(f"{metric.upper():>9} " for metric in HEADLINE)])
-    best = {}
+    best: dict[str, str] = {}
     for key in dict.fromkeys(key for row in rows for key in row.figures):
         values = {row.figures[key] for row in rows if key in row.figures}
-        if len(values) > 1:
-            best[key] = HEADLINE[key.rpartition("/")[2]](values)
+        if len({_shown(key, value) for value in values}) > 1:
+            best[key] = _shown(key, HEADLINE[key.rpartition("/")[2]](values))
     for row in rows:
         changes = ", ".join(differences(row, rows[0]))
         text = f"{row.name}: {changes}" if changes else row.name
@@ -95,11 +95,15 @@ def table(rows: list[Experiment]) -> Iterator[str]:
             yield "".join([f"    {benchmark[: LABEL - 4]:{LABEL - 4}}", *cells]).rstrip()
 
 
-def _cell(figures: dict[str, float], best: dict[str, float], key: str) -> str:
+def _shown(key: str, value: float) -> str:
+    return f"{value:.{2 if key.endswith('/psnr') else 4}f}"
+
+
+def _cell(figures: dict[str, float], best: dict[str, str], key: str) -> str:
     if key not in figures:
         return f"{'-':>9} "
-    text = f"{figures[key]:.{2 if key.endswith('/psnr') else 4}f}"
-    return f"{text:>9}{'*' if figures[key] == best.get(key) else ' '}"
+    text = _shown(key, figures[key])
+    return f"{text:>9}{'*' if text == best.get(key) else ' '}"
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import httpx
 import yaml
 from prefect import flow, get_client, get_run_logger, runtime, task
 from prefect.artifacts import create_markdown_artifact
@@ -36,6 +37,7 @@ GPU_STAGES = ("train", "evaluate")  # prefixes of stage names
 RETRIES = {"download": 2}
 HEARTBEAT = "prefect.flow-run.heartbeat"  # an event every `tool.prefect.flows.heartbeat_frequency` seconds
 SILENCE = 300  # seconds; a server that restarts hears no heartbeats meanwhile
+STOPPED = "Stopped: no more nights are started."
 START_SECONDS = 180  # for a server's first start on a new machine
 
 
@@ -175,9 +177,9 @@ def nightly(root: str | None = None, accept: bool = False) -> State[None]:
             record = nightly_logic.save(run, verdict)
         nightly_logic.publish(run, verdict, record)
         get_run_logger().info("%s\n%s", record, nightly_report.markdown(run, verdict))
+        _write_page()  # first: it needs no server
         page = nightly_report.markdown(run, verdict, fold=True)
         create_markdown_artifact(page, key="nightly", description=f"Nightly evaluation {run.name}")
-        _write_page()
         if verdict.alarm:
             raise nightly_logic.Alarm(verdict)
         return Completed(message=str(verdict))
@@ -230,7 +232,9 @@ def serve_nightly(start: bool = False, patience: float = START_SECONDS) -> None:
         nightly.serve(name="nightly", cron=nightly_cron())
     except KeyboardInterrupt:  # before the schedule; Prefect catches it later
         pass
-    print(f"Stopped: no more nights are started. {server.farewell(url, get_current_settings().home)}")
+    except httpx.TransportError as error:  # Prefect would pause the schedule on a server that is gone
+        raise SystemExit(f"{STOPPED} {server.farewell(url, get_current_settings().home)}") from error
+    print(f"{STOPPED} {server.farewell(url, get_current_settings().home)}")
 
 
 def crash_silent_runs(silence: int | None = None) -> None:

@@ -80,10 +80,12 @@ def weights_of(uri: str) -> Path:
         artifacts, key, digest = _artifacts(uri)
         url = urlparse(artifacts)
         local = Path(url2pathname(url.path)) if url.scheme in ("", "file") else _download(artifacts, key, digest)
-    except (MlflowException, DataError, OSError) as error:
+    except DataError as error:
+        raise ValueError(f"{uri}: {error}") from None
+    except (MlflowException, OSError) as error:
+        reason = tracking.one_line(error).rstrip(".")
         raise ValueError(
-            f"{uri}: not available from MLflow at {tracking.store_address()[0]}: {tracking.one_line(error)}"
-            f"{_remedy(uri, error)}"
+            f"{uri}: not available from MLflow at {tracking.store_address()[0]}: {reason}{_remedy(uri, error)}"
         ) from None
     found = sorted([local] if local.is_file() else local.rglob(FILE))
     if not found:

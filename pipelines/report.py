@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from pipelines.charts import Curve, Scatter, curve, scatter
 from pipelines.report_images import ReportImages, read_images
@@ -230,8 +231,8 @@ def _changes(params: Path, commit: str) -> dict[str, tuple[Any, Any]]:
     command = ["git", "show", f"{commit or 'none'}:./{params.name}"]
     try:
         committed = subprocess.run(command, cwd=params.parent, capture_output=True, text=True, check=True).stdout
-        own, base = (flatten(yaml.safe_load(text) or {}) for text in (params.read_text(), committed))
-    except (OSError, ValueError, subprocess.CalledProcessError, yaml.YAMLError):
+        own, base = (flatten(YAML(typ="safe", pure=True).load(text) or {}) for text in (params.read_text(), committed))
+    except (OSError, ValueError, subprocess.CalledProcessError, YAMLError):
         return {}
     return {key: (own.get(key), base.get(key)) for key in base | own if own.get(key) != base.get(key)}
 

@@ -160,6 +160,31 @@ def test_bench_inference_measures_every_precision(model: str, capsys):
 
 
 @pytest.mark.slow
+def test_bench_train_says_where_the_time_goes_and_compares_settings(project: Path, capsys):
+    """Without data it makes some up, and keeps nothing; data that cannot be read is not replaced."""
+    before = sorted(project.rglob("*"))
+    main(["bench", "train", "--device", "cpu"])
+    assert sorted(project.rglob("*")) == before
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.endswith("; images and LPIPS weights are made up")
+    for name, rows, parts in (
+        ("train_atd", lines[:5], ["data", "degradation", "network", "perceptual", "optimiser"]),
+        ("train_unet", lines[5:], ["data", "degradation", "g", "network", "perceptual", "optimiser"]),
+    ):
+        assert rows[0] == f"{name}: 2 patches of 32x32 per step, micro_batch 2"
+        shares = [part.split() for part in rows[1].split(",")]
+        assert [share[0] for share in shares] == parts
+        assert sum(int(share[1]) for share in shares) == pytest.approx(100, abs=3)
+        assert [row.split("  ")[1] for row in rows[2:]] == ["fp32", "precision: bf16", "channels_last: true"]
+        assert "1.00 x as fast" in rows[2]
+        assert all("ms" in row and "steps/s" in row and "TFLOP/s" in row for row in rows[2:])
+    (project / "data/train.lmdb").mkdir(parents=True)
+    with pytest.raises(SystemExit, match="2"):
+        main(["bench", "train", "--device", "cpu"])
+    assert "train.lmdb: " in capsys.readouterr().err
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("what", [["data", "--pictures", "2"], ["degrade", "--batch", "2", "--steps", "2"]])
 def test_bench_prints_figures_and_keeps_nothing(what: list[str], tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""`upsr bench`: speed of upscaling and of the training data, and whether a denoiser uses what it is given."""
+"""`upsr bench`: speed of upscaling, of training and of its data, and whether a denoiser uses what it is given."""
 
 import argparse
 import tempfile
@@ -16,13 +16,13 @@ def add(commands: "Commands") -> None:
         commands,
         "bench",
         run,
-        "measure how fast a model upscales or training data is prepared, or how a model denoises",
+        "measure how fast a model upscales or trains, how fast training data is prepared, or how a model denoises",
     )
     command.add_argument(
         "what",
-        choices=["inference", "data", "degrade", "chain"],
-        help="inference: upscale in each precision; data: crop, pack and read images; degrade: make LR batches; "
-        "chain: quality of x̂0 at every timestep",
+        choices=["inference", "train", "data", "degrade", "chain"],
+        help="inference: upscale in each precision; train: steps of both trainings by params.yaml and by other "
+        "settings; data: crop, pack and read images; degrade: make LR batches; chain: quality of x̂0 at every timestep",
     )
     command.add_argument(
         "--pictures",
@@ -32,6 +32,9 @@ def add(commands: "Commands") -> None:
     )
     command.add_argument("--batch", type=positive, default=16, help="degrade: images of 256x256 per batch")
     command.add_argument("--steps", type=positive, default=20, help="degrade: number of batches")
+    command.add_argument("--scale", help="train: name of a file in scales/ whose settings are used, such as df2k")
+    command.add_argument("--params", type=Path, default=Path("params.yaml"), help="train: settings file")
+    command.add_argument("--compile", action="store_true", help="train: also torch.compile, which takes minutes")
     command.add_argument("--model", default="starter", help="inference, chain: as for `upsr upscale`")
     command.add_argument("--benchmark", default="data/benchmarks/holdout", help="chain: benchmark folder with HR")
     command.add_argument(
@@ -41,19 +44,30 @@ def add(commands: "Commands") -> None:
     command.add_argument("--weights", type=Path, default="data/metric_weights", help="chain: folder of LPIPS's weights")
     command.add_argument("-o", "--output", type=Path, help="chain: write a plot to this PNG file")
     command.add_argument(
-        "--device", help="inference, degrade, chain: cpu, cuda, ... (default: a GPU if available, else cpu)"
+        "--device", help="inference, train, degrade, chain: cpu, cuda, ... (default: a GPU if available, else cpu)"
     )
 
 
 def run(options: argparse.Namespace) -> None:
     """Prints the figures; leaves no files but the plot of `chain`."""
-    {"inference": _inference, "data": _data, "degrade": _degrade, "chain": _chain}[options.what](options)
+    what = {"inference": _inference, "train": _train, "data": _data, "degrade": _degrade, "chain": _chain}
+    what[options.what](options)
 
 
 def _inference(options: argparse.Namespace) -> None:
     from upsr.bench.inference import bench_inference
 
     bench_inference(model_file(options.model), options.side, open_device(options.device))
+
+
+def _train(options: argparse.Namespace) -> None:
+    from upsr.bench.train import bench_train
+    from upsr.commands.scale import load_at
+    from upsr.config import load_params
+
+    params = load_at(options.scale, options.params) if options.scale else load_params(options.params)
+    with tempfile.TemporaryDirectory(prefix="upsr-bench-") as folder:
+        bench_train(params, open_device(options.device), Path(folder), options.compile)
 
 
 def _data(options: argparse.Namespace) -> None:

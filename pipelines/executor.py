@@ -43,10 +43,10 @@ class JobsFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class Device:
-    """The device of a job: the only visible `gpu` (None: no restriction), and its locked file."""
+    """The device of a job: the visible `gpu`, or several as `0,1` (None: no restriction), and their locked files."""
 
     gpu: str | None
-    lock: IO[str]
+    locks: list[IO[str]]
 
 
 def run(command: list[str], *, cwd: Path, log: Log, device: Device | None = None, grace: float = GRACE_SECONDS) -> None:
@@ -65,7 +65,7 @@ def run(command: list[str], *, cwd: Path, log: Log, device: Device | None = None
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        pass_fds=[device.lock.fileno()] if device else [],
+        pass_fds=[lock.fileno() for lock in device.locks] if device else [],
     )
     _running.add(process)
     tail: deque[str] = deque(maxlen=TAIL_LINES)
@@ -115,17 +115,21 @@ def gpus(configured: Sequence[str] | None) -> tuple[str, ...]:
 
 @contextmanager
 def device(gpus: Sequence[str], locks: Path, log: Log = lambda _: None) -> Iterator[Device]:
-    """Locks one of the GPUs, or the whole machine if there are none. Waits until a device is free.
+    """Locks one item of `gpus`, or the whole machine if there are none. Waits until one is free.
 
-    Each device has a lock file below `locks`, locked with flock: the kernel releases it when its process dies. Raises
+    Each GPU has a lock file below `locks`, locked with flock: the kernel releases it when its process dies. Raises
     `DataError` where it cannot be opened.
     """
     with ExitStack() as files:
-        yield _first_free([Device(gpu, files.enter_context(_lock(gpu, locks))) for gpu in gpus or (None,)], log)
+        devices = [
+            Device(gpu, [files.enter_context(_lock(name, locks)) for name in (gpu or "cpu").split(",")])
+            for gpu in gpus or (None,)
+        ]
+        yield _first_free(devices, log)
 
 
-def _lock(gpu: str | None, locks: Path) -> IO[str]:
-    path = locks / (gpu or "cpu").replace("/", "-")
+def _lock(name: str, locks: Path) -> IO[str]:
+    path = locks / name.replace("/", "-")
     try:
         locks.mkdir(parents=True, exist_ok=True)
         return open(path, "a")
@@ -140,13 +144,24 @@ def _first_free(devices: list[Device], log: Log) -> Device:
     logged = False
     while True:
         for candidate in devices:
-            with suppress(BlockingIOError):
-                fcntl.flock(candidate.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _locked(candidate):
                 return candidate
         if not logged:
             log(f"waiting for a device: other jobs hold {', '.join(d.gpu or 'this machine' for d in devices)}")
             logged = True
         time.sleep(0.5)
+
+
+def _locked(device: Device) -> bool:
+    """Locks all GPUs of a device; none if one of them is held."""
+    try:
+        for lock in device.locks:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        for lock in device.locks:
+            fcntl.flock(lock, fcntl.LOCK_UN)
+        return False
+    return True
 
 
 def mend_locks(root: Path) -> None:

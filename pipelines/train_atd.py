@@ -1,9 +1,11 @@
 """Stage `train_atd`: trains the auxiliary network g at the final scale, optionally after a ×2 phase."""
 
+from functools import partial
 from pathlib import Path
 
 import torch.nn as nn
 
+from pipelines.processes import on_all_devices
 from pipelines.stage import run
 from pipelines.training import MODELS, WEIGHTS, begin, build_pairs, finish, short_digest, train
 from upsr.config import Atd, AtdRecipe, Params, Recipe, Section, load_params
@@ -81,9 +83,9 @@ def train_atd(params: Params, recipe: Recipe, scale: int, folder: Path, body: Pa
     )
 
 
-def build_objective(params: Params, scale: int, recipe: Recipe) -> AtdObjective:
-    """ATD's training objective."""
-    perceptual = PerceptualLoss(params.atd.lpips_weight, params.train.lpips_range, WEIGHTS)
+def build_objective(params: Params, scale: int, recipe: Recipe, weights: Path | None = WEIGHTS) -> AtdObjective:
+    """ATD's training objective; `weights` is the folder of LPIPS's weights."""
+    perceptual = PerceptualLoss(params.atd.lpips_weight, params.train.lpips_range, weights)
     return AtdObjective(build_pairs(params.degradation, scale, recipe), perceptual)
 
 
@@ -98,4 +100,4 @@ def fresh_atd(cfg: Atd, scale: int, body: Path | None) -> ATD:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(partial(on_all_devices, main, "train_atd"))

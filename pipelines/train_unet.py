@@ -1,6 +1,7 @@
 """Stage `train_unet`: trains the denoiser with g frozen."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -8,6 +9,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from pipelines.processes import on_all_devices
 from pipelines.stage import run
 from pipelines.training import LMDB, MODELS, WEIGHTS, begin, build_pairs, check_kept, finish, short_digest, train
 from upsr.config import Atd, Diffusion, Params, load_params
@@ -126,7 +128,7 @@ def fresh_denoiser(params: Params) -> Denoiser:
     )
 
 
-def build_objective(params: Params, atd: nn.Module, weights: Path = WEIGHTS) -> UnetObjective:
+def build_objective(params: Params, atd: nn.Module, weights: Path | None = WEIGHTS) -> UnetObjective:
     """The denoiser's training objective; `atd` is g, `weights` the folder of LPIPS's weights.
 
     Raises `CheckpointError` for a teacher that cannot be used.
@@ -165,4 +167,4 @@ def warn_of_epsilon(cfg: Diffusion) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(partial(on_all_devices, main, "train_unet"))

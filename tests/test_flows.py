@@ -86,6 +86,20 @@ def test_each_holder_gets_a_device_of_its_own(tmp_path: Path) -> None:
         assert machine.gpu is None and not idle([], tmp_path)
 
 
+def test_a_job_on_two_gpus_waits_for_both_and_holds_none_meanwhile(tmp_path: Path) -> None:
+    said: list[str] = []
+    with executor.device(["1"], tmp_path) as held:
+
+        def log(line: str) -> None:
+            said.append(line)
+            assert idle(["0"], tmp_path)
+            held.locks[0].close()
+
+        with executor.device(["0,1"], tmp_path, log) as both:
+            assert both.gpu == "0,1" and not idle(["0"], tmp_path) and not idle(["1"], tmp_path)
+    assert said == ["waiting for a device: other jobs hold 0,1"] and idle(["0", "1"], tmp_path)
+
+
 @pytest.mark.parametrize("made", ["file", "file/devices", "folder"])
 def test_locks_that_cannot_be_held_are_one_line(tmp_path: Path, made: str) -> None:
     (tmp_path / "file").touch()
@@ -341,7 +355,7 @@ def test_a_job_that_waits_for_a_device_says_so(tmp_path: Path) -> None:
 
         def log(line: str) -> None:
             said.append(line)
-            held.lock.close()  # the holder is done
+            held.locks[0].close()  # the holder is done
 
         with executor.device(["0"], tmp_path, log) as mine:
             assert mine.gpu == "0"

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 import torch.nn as nn
@@ -9,22 +10,28 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipelines import train_atd, train_unet
+from pipelines.processes import shares
+from upsr.acquisition.space import data_sizes, free_space, on_disk
 from upsr.config import Params, Recipe
+from upsr.memory import free_memory
 from upsr.models.atd import build_atd
 from upsr.training.atd_objective import AtdObjective
-from upsr.training.memory import recompute_activations
+from upsr.training.memory import TRIAL_SHARE, recompute_activations
 from upsr.training.unet_objective import UnetObjective
 
-GB = 2**30
-# Assumptions: a training step of these networks reaches EFFICIENCY of a large matrix product's speed. Mixed precision
-# reduces the memory of its activations to HALF.
-EFFICIENCY, HALF = 0.5, 0.6
+GIB = 2**30
+MODELS = Path("models")
+SOURCES = {"sample": "8 photographs of installed packages", "df2k": "3,450 images of about 2K, and their archives"}
 STATE = 5 * 4  # bytes per parameter: weight, gradient, AdamW's two moments, moving average
+# One H100 with micro-batches of 32: FLOP/s of a large product of bf16 matrices, and of each training in bf16, without
+# torch.compile and degradation (docs/benchmarks.md). Other GPUs are assumed to reach the same shares, CPUs CPU_SHARE.
+H100_PRODUCT, H100_TRAINING, H100_GIB = 767e12, {"train_atd": 25.8e12, "train_unet": 51.1e12}, 79
+CPU_SHARE = 0.5
 
 
 @dataclass(frozen=True)
 class Step:
-    """The cost of one optimizer step; `flops` of the whole batch, `activations` of one micro-batch."""
+    """The cost of one optimizer step; `flops` of the whole batch, `activations` of one patch."""
 
     parameters: int
     flops: int
@@ -33,31 +40,57 @@ class Step:
 
 
 def plan(params: Params) -> str:
-    """A table of the stages with the sizes of their data, and the trainings' memory and time on this machine.
+    """A table of the stages: disk space, and the trainings' memory and time on this machine and on one H100.
 
-    FLOPs and activations are counted in a step on meta tensors. The time is FLOPs over the measured speed of a large
-    matrix product, so it may be wrong by a factor of two.
+    Needs no data and no weights. FLOPs and activations are counted in a step on meta tensors. Times are FLOPs over the
+    speed that the first line states, so they may be wrong by a factor of two. Raises `ConfigError` and `DataError` as
+    the stages would.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    speed = EFFICIENCY * matrix_speed(device, params.train.precision)
-    lines = [f"{_name(device)}, about {speed / 1e12:.3g} useful TFLOP/s in {params.train.precision}"]
+    product = matrix_speed(device, params.train.precision)
+    lines = [f"{_name(device)}: {product / 1e12:.3g} TFLOP/s in a product of {params.train.precision} matrices"]
     # data
-    lines += [f"{name:<14}{text}" for name, text in _data_stages(params)]
+    sizes = data_sizes(params.data, params.crop, params.pack)
+    crop, source = params.crop, SOURCES.get(params.data.source, f"the images of {params.data.folder}")
+    what = {
+        "download": source,
+        "crop": f"sub-images of {crop.size}×{crop.size}, step {crop.step}",
+        "pack": f"one LMDB as {params.pack.encoding}",
+    }
+    lines += [f"{stage:<14}{size.total / 1e9:.1f} GB on disk: {what[stage]}" for stage, size in sizes.items()]
     # trainings
-    total = 0.0
+    models, here, there = 0, 0.0, 0.0
     for name, recipe, step in trainings(params):
-        seconds = recipe.steps * step.flops / speed
-        total += seconds
-        memory = (STATE * step.parameters + step.activations * (1 if params.train.precision == "fp32" else HALF)) / GB
+        section = name.split()[0]
+        count = shares(recipe.batch) if device.type == "cuda" else 1
+        share = H100_TRAINING[section] / H100_PRODUCT if device.type == "cuda" else CPU_SHARE
+        work = recipe.steps * step.flops
+        seconds, seconds_h100 = work / (count * share * product), work / H100_TRAINING[section]
+        here, there, models = here + seconds, there + seconds_h100, models + _disk(step, recipe, params)
+        memory = _memory(device)
         lines.append(
-            f"{name:<14}{step.parameters / 1e6:.2f} M parameters, {recipe.steps:,} steps of {recipe.batch} patches of "
-            f"{recipe.patch}×{recipe.patch}: {step.flops / 1e12:.3g} TFLOP per step, {memory:.1f} GB per device with "
-            f"micro_batch {recipe.micro_batch}, {_duration(seconds)}; on disk {_disk(step, params):.1f} GB"
+            f"{name:<14}{_disk(step, recipe, params) / 1e9:.1f} GB on disk: {step.parameters / 1e6:.2f} M parameters, "
+            f"{recipe.steps:,} steps of {recipe.batch} patches of {recipe.patch}×{recipe.patch}, "
+            f"{step.flops / 1e12:.3g} TFLOP each"
+        )
+        lines.append(
+            f"{'':<14}here: {_duration(seconds)} on {count} of these at {share:.1%} of that speed, "
+            f"{_needs(step, recipe, recipe.batch // count, memory)}"
+        )
+        lines.append(
+            f"{'':<14}one H100: {_duration(seconds_h100)} at {H100_TRAINING[section] / 1e12:.3g} TFLOP/s, "
+            f"{_needs(step, recipe, recipe.batch, H100_GIB)}"
         )
     # evaluation
     names = ", ".join(params.evaluate.benchmarks)
     lines.append(f"{'evaluate':<14}bicubic, ATD and UPSR on {names}, tiles of {params.evaluate.tile}")
-    return "\n".join([*lines, f"about {_duration(total)} of training in total"])
+    # in all
+    total = models + sum(size.total for size in sizes.values())
+    missing = max(models - on_disk(MODELS), 0) + sum(size.missing for size in sizes.values())
+    enough = "enough" if missing <= free_space() else "not enough: free some, or let data be a link to a larger disk"
+    lines.append(f"disk: {total / 1e9:.0f} GB, of which {missing / 1e9:.0f} GB are still missing")
+    lines[-1] += f"; {free_space() / 1e9:.0f} GB are free: {enough}"
+    return "\n".join([*lines, f"training: {_duration(here)} here, {_duration(there)} on one H100"])
 
 
 def trainings(params: Params) -> list[tuple[str, Recipe, Step]]:
@@ -68,10 +101,10 @@ def trainings(params: Params) -> list[tuple[str, Recipe, Step]]:
         recipes.insert(0, (2, train_atd.recipe_x2(cfg)))
     steps = []
     for scale, recipe in recipes:
-        objective = train_atd.build_objective(params, scale, recipe)
+        objective = train_atd.build_objective(params, scale, recipe, weights=None)
         step = count(build_atd(params.atd, scale), objective, recipe, scale, params)
         steps.append((f"train_atd x{scale}", recipe, step))
-    objective_unet = train_unet.build_objective(params, build_atd(params.atd, params.scale))
+    objective_unet = train_unet.build_objective(params, build_atd(params.atd, params.scale), weights=None)
     step = count(train_unet.fresh_denoiser(params), objective_unet, params.train_unet, params.scale, params)
     rolled = 1 + params.train_unet.rollout / 3  # one more forward pass, a third of a step, of a share of the samples
     return [*steps, ("train_unet", params.train_unet, replace(step, flops=round(step.flops * rolled)))]
@@ -81,7 +114,8 @@ def count(
     network: nn.Module, objective: AtdObjective | UnetObjective, recipe: Recipe, scale: int, params: Params
 ) -> Step:
     """Runs forward and backward of one micro-batch on meta tensors, which need no memory."""
-    network, objective, n = network.to("meta"), objective.to("meta"), recipe.micro_batch
+    network, objective = network.to("meta"), objective.to("meta")
+    n = recipe.batch if recipe.micro_batch == "auto" else recipe.micro_batch
     if params.train.checkpointing:
         recompute_activations(network)
     hr, lr = (torch.empty(n, 3, side, side, device="meta") for side in (recipe.patch, recipe.patch // scale))
@@ -100,7 +134,7 @@ def count(
     weights = {p.untyped_storage()._cdata for module in (network, objective) for p in module.parameters()}
     activations = sum(x.untyped_storage().nbytes() for storage, x in saved.items() if storage not in weights)
     parameters = sum(p.numel() for p in network.parameters())
-    return Step(parameters, counter.get_total_flops() * recipe.batch // n, activations)
+    return Step(parameters, counter.get_total_flops() * recipe.batch // n, activations // n)
 
 
 def matrix_speed(device: torch.device, precision: str, side: int = 2048, seconds: float = 0.5) -> float:
@@ -115,21 +149,24 @@ def matrix_speed(device: torch.device, precision: str, side: int = 2048, seconds
     return 2 * side**3 * rounds / (time.perf_counter() - start)
 
 
-def _data_stages(params: Params) -> list[tuple[str, str]]:
-    sources = {"sample": "8 photographs, a few MB", "df2k": "3,450 images of about 2K, 15 GB, downloaded"}
-    source = sources.get(params.data.source, f"the images of {params.data.folder}")
-    crop = params.crop
-    return [
-        ("download", source),
-        ("crop", f"sub-images of {crop.size}×{crop.size}, step {crop.step}: "
-                 f"about {(crop.size / crop.step) ** 2:.2g} times the images' size on disk"),
-        ("pack", f"the same size again, in one LMDB as {params.pack.encoding}"),
-    ]  # fmt: skip
+def _needs(step: Step, recipe: Recipe, share: int, gib: float) -> str:
+    """The memory of a micro-batch, of `auto` the largest that fits, on a device with so many GiB."""
+    need = {n: (STATE * step.parameters + n * step.activations) / GIB for n in range(1, share + 1) if share % n == 0}
+    limit = share if recipe.micro_batch == "auto" else recipe.micro_batch
+    fitting = [n for n in need if n <= limit and (recipe.micro_batch != "auto" or need[n] <= TRIAL_SHARE * gib)]
+    n = max(fitting, default=1)
+    return f"{need[n]:.1f} of {gib:.0f} GiB with micro-batches of {n}" + (": too much" if need[n] > gib else "")
 
 
-def _disk(step: Step, params: Params) -> float:
-    """GB on disk: two training states, the best checkpoints with their raw weights, and the model."""
-    return 4 * step.parameters * (2 * 4 + 2 * params.train.keep + 2) / GB
+def _memory(device: torch.device) -> float:
+    """GiB of a GPU, or what is free on this machine."""
+    return (torch.cuda.mem_get_info()[1] if device.type == "cuda" else free_memory(device)) / GIB
+
+
+def _disk(step: Step, recipe: Recipe, params: Params) -> int:
+    """Bytes on disk: two training states, the best checkpoints with their raw weights, and the model."""
+    checkpoints = min(params.train.keep, -(-recipe.steps // params.train.validate_every))
+    return 4 * step.parameters * (2 * 4 + 2 * checkpoints + 2)
 
 
 def _duration(seconds: float) -> str:

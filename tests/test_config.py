@@ -36,6 +36,8 @@ def test_the_shipped_settings_are_valid():
         ({"unet": {"condition": []}}, "unet.condition"),
         ({"atd": {"dim": 50, "heads": 4}}, "atd.dim 50 is not a multiple of atd.heads 4"),
         ({"train_unet": {"batch": 3}}, "batch 3 is not a multiple of micro_batch 2"),
+        ({"train_unet": {"micro_batch": "most"}}, "`train_unet.micro_batch"),
+        ({"jobs": {"devices": ["0", "1,0"]}}, "jobs.devices names 0 twice"),
         ({"uncertainty": {"variant": "none"}}, "`uncertainty.variant` = 'none'"),
         ({"data": {"source": "folder"}}, "data.folder"),
         ({"degradation": {"first": {"jpeg": [95, 30]}}}, "does not ascend"),

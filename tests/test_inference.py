@@ -15,10 +15,10 @@ from torch import Tensor
 from upsr import images
 from upsr.__main__ import main
 from upsr.inference.maps import heat_map
-from upsr.inference.memory import free_memory
 from upsr.inference.precision import fast_dtype
 from upsr.inference.tiling import Fields, blend, cuts, join
 from upsr.inference.upscaler import Upscaler
+from upsr.memory import free_memory
 
 
 @pytest.fixture(scope="module")

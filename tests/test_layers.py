@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 LAYERS = [
-    {"allocator", "config", "files", "threads"},
+    {"allocator", "config", "files", "memory", "threads"},
     {"foreign", "photo"},
     {"images", "locks", "pretrained"},
     {"acquisition", "data", "degradation", "models", "diffusion"},

@@ -4,6 +4,7 @@ import csv
 import math
 import multiprocessing
 import os
+import resource
 import signal
 import warnings
 from pathlib import Path
@@ -40,7 +41,7 @@ from upsr.training.atd_objective import AtdObjective
 from upsr.training.ema import Ema
 from upsr.training.initial import initialise
 from upsr.training.loop import fit, learning_rate
-from upsr.training.memory import memory_errors_in_one_line
+from upsr.training.memory import memory_errors_in_one_line, micro_batch_size
 from upsr.training.pairs import Pairs
 from upsr.training.perceptual import Lpips, PerceptualLoss
 from upsr.training.state import TrainingError, clear, save_state
@@ -313,12 +314,45 @@ def test_the_networks_compile_to_one_graph_without_a_warning():
 
 def test_out_of_memory_names_the_batch_and_the_key():
     with (
-        pytest.raises(TrainingError, match=r"8 patches of 256×256.*train_unet\.micro_batch.*train\.checkpointing"),
+        pytest.raises(
+            TrainingError, match=r"micro_batch: 8 and patches of 256×256.*train_unet\.micro_batch.*train\.checkpointing"
+        ),
         memory_errors_in_one_line("train_unet", micro_batch=8, patch=256),
     ):
         torch.empty(2**55)
     with pytest.raises(RuntimeError, match="size"), memory_errors_in_one_line("train_unet", 8, 256):
         torch.ones(2) + torch.ones(3)
+
+
+def fitting(store: Path, folder: Path, spare: int, found: Any) -> None:
+    """Puts into `found` the micro-batch of a process that may allocate only `spare` more bytes."""
+    torch.set_num_threads(1)
+    run = Run(store, folder, train_atd={"batch": 16, "micro_batch": "auto", "patch": 128})
+    accelerator, atd, objective = Accelerator(cpu=True), build_atd(run.params.atd, 4), atd_objective(run.params)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + spare, resource.RLIM_INFINITY))
+    found.put(micro_batch_size(run.params.train_atd, atd, objective, accelerator))
+
+
+def test_auto_takes_what_the_memory_holds(store: Path, tmp_path: Path):
+    context = multiprocessing.get_context("spawn")
+    sizes = []
+    for spare in (2**34, 250 * 2**20):
+        found = context.Queue()
+        process = context.Process(target=fitting, args=(store, tmp_path, spare, found))
+        process.start()
+        sizes.append(found.get(timeout=PATIENCE))
+        process.join(PATIENCE)
+    assert sizes[0] == 16
+    assert sizes[1] in (2, 4, 8), "none, or all of what did not fit"
+
+
+def test_auto_ends_bit_for_bit_as_the_number_that_it_chooses(store: Path, tmp_path: Path, capsys):
+    auto, number = (
+        Run(store, tmp_path / str(size), train_atd={"batch": 4, "micro_batch": size}) for size in ("auto", 4)
+    )
+    assert same(auto(), number())
+    assert capsys.readouterr().out.count("batch 4 = 1 processes × 1 micro-batches × 4 samples\n") == 2
 
 
 # Checkpoints

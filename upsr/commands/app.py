@@ -30,8 +30,8 @@ def run(options: argparse.Namespace) -> None:
     import uvicorn
 
     from upsr.app.server import application
-    from upsr.inference.memory import free_memory
     from upsr.inference.upscaler import Upscaler
+    from upsr.memory import free_memory
     from upsr.pretrained import NAMES, bundled, weights_file
 
     with listen(options.port) as listener:

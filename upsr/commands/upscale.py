@@ -86,8 +86,8 @@ def run(options: argparse.Namespace) -> None:
 
     from upsr.files import ImageError, one_line
     from upsr.inference.batch import Style, plan, upscale
-    from upsr.inference.memory import free_memory
     from upsr.inference.upscaler import Upscaler
+    from upsr.memory import free_memory
     from upsr.photo.reading import FramesError
 
     started = time.monotonic()

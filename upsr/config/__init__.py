@@ -11,7 +11,7 @@ from upsr.config.flows import Jobs, Sweep
 from upsr.config.networks import ATD_TRAINING_KEYS, Atd, Unet
 from upsr.config.params import Params, check_denoiser, load_params, read_yaml
 from upsr.config.section import ConfigError, Scale, Section, parse, short
-from upsr.config.training import AtdRecipe, Rate, Recipe, Select, Train, UnetRecipe
+from upsr.config.training import AtdRecipe, MicroBatch, Rate, Recipe, Select, Train, UnetRecipe
 
 __all__ = [
     "ATD_TRAINING_KEYS",
@@ -27,6 +27,7 @@ __all__ = [
     "Evaluate",
     "Jobs",
     "Judged",
+    "MicroBatch",
     "Nightly",
     "Noise",
     "Pack",

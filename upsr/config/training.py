@@ -71,13 +71,17 @@ class Rate(Section):
     """Steps at which the learning rate is halved."""
 
 
+MicroBatch = Positive | Literal["auto"]
+
+
 class Recipe(Rate):
     """What each training sets for itself."""
 
     batch: Positive
     """Samples per optimizer step, over all processes."""
-    micro_batch: Positive
-    """Samples per forward pass and process, a divisor of `batch`; gradients accumulate. Smaller needs less memory."""
+    micro_batch: MicroBatch
+    """Most samples per forward pass and process, a divisor of `batch`; gradients accumulate. Smaller needs less memory,
+    larger is faster on GPUs. `auto`: as many as the memory holds, by a trial when the training starts."""
     patch: Positive
     """Side of a training patch in HR pixels."""
     betas: tuple[Probability, Probability]
@@ -93,7 +97,7 @@ class Recipe(Rate):
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:
-        if self.batch % self.micro_batch:
+        if self.micro_batch != "auto" and self.batch % self.micro_batch:
             raise ValueError(f"batch {self.batch} is not a multiple of micro_batch {self.micro_batch}")
         return self
 

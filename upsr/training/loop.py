@@ -18,7 +18,7 @@ from upsr.data.datasets import PatchDataset, step_batches
 from upsr.training import checkpoints, state
 from upsr.training.ema import Ema
 from upsr.training.log import Log
-from upsr.training.memory import recompute_activations
+from upsr.training.memory import micro_batch_size, recompute_activations
 from upsr.training.pairs import Objective
 from upsr.training.record import Record
 from upsr.training.state import TrainingError
@@ -71,6 +71,7 @@ def fit(
         _groups(network, lr_scales or {}), recipe.lr, recipe.betas, weight_decay=recipe.weight_decay, fused=True
     )
     weights = network  # the bare network, without the wrappers of Accelerate and torch.compile
+    micro_batch = micro_batch_size(recipe, network, objective, accelerator)
     network, optimizer = accelerator.prepare(network, adam)
     model: Any = torch.compile(network) if train.compile else network
     rates = torch.tensor([learning_rate(step, recipe) for step in range(recipe.steps)], device=device)
@@ -114,7 +115,7 @@ def fit(
         accelerator.wait_for_everyone()
 
     # ---- data
-    batches = step_batches(start, recipe.steps, recipe.batch, recipe.micro_batch, rank, world)
+    batches = step_batches(start, recipe.steps, recipe.batch, micro_batch, rank, world)
     loader = DataLoader(
         dataset,
         batch_sampler=batches,
@@ -123,7 +124,8 @@ def fit(
         worker_init_fn=ignore_signals,
     )
     micro_batches = iter(loader)
-    parts = share // recipe.micro_batch
+    parts = share // micro_batch
+    accelerator.print(f"batch {recipe.batch} = {world} processes × {parts} micro-batches × {micro_batch} samples")
 
     # ---- training steps
     with stop_signal(accelerator) as stop, _ending(micro_batches):

@@ -9,6 +9,7 @@ from pipelines.stage import run
 from upsr import images
 from upsr.acquisition import metric_weights, sources
 from upsr.acquisition.fetch import TRAIN, fetch
+from upsr.acquisition.space import check_space, data_sizes
 from upsr.config import Params, load_params
 from upsr.degradation.second_order import build_degradation
 from upsr.files import whole_folder
@@ -30,6 +31,9 @@ def degrade_holdout(params: Params) -> None:
 
 def main() -> None:
     params = load_params()
+    # In the temporary copy of a DVC experiment, DVC_ROOT is the main checkout: its archives are reused.
+    downloads = Path(os.environ.get("DVC_ROOT", ""), sources.ARCHIVES)
+    check_space(data_sizes(params.data, params.crop, params.pack, downloads))
     manifest = fetch(
         params.data.source,
         params.data.folder,
@@ -38,8 +42,7 @@ def main() -> None:
         max_side=params.data.holdout_side,
         scale=params.scale,
         on_corrupt=params.data.on_corrupt,
-        # In the temporary copy of a DVC experiment, DVC_ROOT is the main checkout: its archives are reused.
-        downloads=Path(os.environ.get("DVC_ROOT", ""), sources.ARCHIVES),
+        downloads=downloads,
     )
     degrade_holdout(params)
     missing = {name: reason for name, reason in metric_weights.prepare(Path("data/metric_weights")).items() if reason}

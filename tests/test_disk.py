@@ -57,6 +57,17 @@ def on_small_disk(disk: Path, command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def test_download_refuses_a_disk_that_cannot_hold_df2k_before_it_connects(tmp_path: Path):
+    df2k = {"source": "df2k", "holdout": ["0801"], "validation": ["0805", "0809"]}
+    (tmp_path / "params.yaml").write_text(json.dumps(settings(data=df2k, crop={"size": 480, "step": 240})))
+    done = on_small_disk(tmp_path / "data", f"{sys.executable} -m pipelines.download; find data; upsr doctor")
+    assert done.stderr.splitlines()[0].startswith(
+        "error: data: 171.1 GB are needed (download 44.5, crop 63.3, pack 63.3) and 0.0 GB are free: "
+    )
+    assert done.stdout.startswith("data\n")
+    assert "--  0.0 GB of disk space free, download, crop and pack need 171.1 GB" in done.stdout
+
+
 def archive() -> None:
     with tarfile.open("../archive.tar", "w") as file:
         for name in "abc":

@@ -11,10 +11,12 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
-from conftest import ROOT, merged
+from conftest import PATIENCE, ROOT, merged, settings, until
 from test_training import Run, store  # noqa: F401 (a fixture)
+from tiny_project import ENVIRONMENT, Project
 from torch import nn
 
 pytestmark = pytest.mark.slow
@@ -128,3 +130,118 @@ def test_two_machines_train_as_one(store: Path, once: Path, tmp_path: Path):  # 
         "weights.safetensors",
         "weights_raw.safetensors",
     ]
+
+
+# Stages on several devices: CUDA_VISIBLE_DEVICES names them; on a machine without a GPU, each is a process on the CPU.
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Project:
+    """With its data; ATD has a ×2 phase, and both trainings the paper's batch."""
+    batch = {"batch": 32, "micro_batch": "auto", "steps": 2}
+    x2 = {"x2": {"steps": 2}}
+    values = settings(atd={"schedule": "x2_then_x4"}, train_atd=batch | x2, train_unet=batch, crop={"size": 64})
+    made = Project(tmp_path_factory.mktemp("devices"), weights, values)
+    made("dvc", "repro", "pack")
+    return made
+
+
+def documented(start: str) -> list[str]:
+    lines = (ROOT / "docs" / "operations.md").read_text().splitlines()
+    return [line for line in lines if line.startswith(start)]
+
+
+def test_the_documented_commands_train_the_papers_batch_in_eight_processes(project: Project):
+    commands = documented("torchrun --nproc_per_node 8")
+    assert len(commands) == 2
+    for command, starts in zip(commands, (2, 1), strict=True):
+        output = project("bash", "-c", f"export OMP_NUM_THREADS=1; {command}")
+        assert output.count("batch 32 = 8 processes × 1 micro-batches × 4 samples") == starts
+    assert "didn't change" in project("dvc", "status") or "up to date" in project("dvc", "status", "train_unet")
+
+
+def stage(project: Project, name: str, steps: int, devices: str = "0,1") -> subprocess.Popen[str]:
+    """A training of many steps in several processes, after its first row."""
+    train = {"save_every": 1000, "log_every": 1, "validate_every": 1000, "preview_every": 1000}
+    recipe = {"steps": steps, "batch": 2, "micro_batch": "auto"}
+    project.set(settings(train_atd=recipe, crop={"size": 64}, train=train))
+    environment = {"CUDA_VISIBLE_DEVICES": devices, "PYTHONPATH": str(project.root), "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", f"pipelines.{name}"], cwd=project.root, env=ENVIRONMENT | environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+
+
+def wait_for(process: subprocess.Popen[str], text: str) -> str:
+    """What a process printed up to a line with `text`."""
+    assert process.stdout is not None
+    seen = ""
+    for line in process.stdout:
+        seen += line
+        if text in line:
+            return seen
+    raise AssertionError(seen)
+
+
+def test_repro_trains_on_every_device_of_its_job_and_one_process_speaks(project: Project):
+    project.set(settings(train_atd={"batch": 4, "micro_batch": "auto"}, crop={"size": 64}))
+    output = project("env", "CUDA_VISIBLE_DEVICES=0,1,2", "dvc", "repro", "train_atd")
+    assert "train_atd: uses 2 of 3 devices: batch 4 has no 3 equal shares" in output
+    assert output.count("batch 4 = 2 processes × 1 micro-batches × 2 samples") == 1
+    assert output.count("step 4/4  loss") == 1
+    assert "up to date" in project("dvc", "status", "train_atd")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_in_all_processes_and_ends_the_stage_as_one(project: Project, number: int):
+    """Ctrl-C reaches the whole group of a terminal; `kill` the stage alone."""
+    process = stage(project, "train_atd", steps=500)
+    seen = wait_for(process, "step 2/500")
+    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+    rest = process.communicate(timeout=PATIENCE)[0]
+    assert process.returncode == 128 + number, seen + rest
+    assert "Traceback" not in rest
+    assert len(list((project.root / "models/atd").glob("state-*.pt"))) == 1
+    until(lambda: not group(process))
+    refused = stage(project, "train_atd", steps=501)
+    output = refused.communicate(timeout=PATIENCE)[0]
+    assert refused.returncode == 2
+    assert output.count("recipe.steps: 500 -> 501") == output.count("error: ") == 1, output
+    for state in (project.root / "models/atd").glob("state-*.pt"):
+        state.unlink()
+
+
+def group(process: subprocess.Popen[str]) -> list[int]:
+    """The living processes of its group."""
+    alive = (p for p in psutil.process_iter() if p.pid != process.pid and p.status() != psutil.STATUS_ZOMBIE)
+    return [p.pid for p in alive if psutil.pid_exists(p.pid) and os.getpgid(p.pid) == process.pid]
+
+
+def test_a_killed_process_ends_the_others_and_is_named(project: Project):
+    process = stage(project, "train_atd", steps=500)
+    wait_for(process, "step 2/500")
+    workers = [p for p in psutil.Process(process.pid).children() if "spawn_main" in " ".join(p.cmdline())]
+    assert len(workers) == 2
+    max(workers, key=lambda p: p.create_time()).kill()
+    output = process.communicate(timeout=PATIENCE)[0]
+    assert process.returncode == 128 + signal.SIGKILL
+    assert output.splitlines()[-1] == "error: process 1 ended with SIGKILL: run again to resume"
+    until(lambda: not group(process))
+
+
+def test_processes_end_with_a_killed_stage(project: Project):
+    process = stage(project, "train_atd", steps=500)
+    wait_for(process, "step 2/500")
+    process.kill()
+    process.communicate(timeout=PATIENCE)
+    until(lambda: not group(process))
+
+
+def test_compiled_half_precision_in_two_processes(store: Path, tmp_path: Path):  # noqa: F811
+    """The settings of the paper's scale together; torch.compile sees DDP's hooks and autocast."""
+    changes = merged(CHANGES, {"train": {"compile": True, "precision": "bf16", "channels_last": True}})
+    changes = merged(changes, {"train_atd": {"micro_batch": "auto", "steps": 3}})
+    command = [*TORCHRUN, "--standalone", "--nproc_per_node", 2, *job(store, tmp_path, changes)]
+    finish(start(*command))
+    alone(store, tmp_path / "plain", merged(CHANGES, {"train_atd": {"steps": 3}}))
+    assert losses(tmp_path) == pytest.approx(losses(tmp_path / "plain"), rel=0.02)

@@ -3,7 +3,6 @@
 import argparse
 import os
 import platform
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,7 +32,7 @@ def run(options: argparse.Namespace) -> None:
         print(extension("plan")(params))
         return
     for title, lines in (
-        ("machine", _machine()),
+        ("machine", _machine(params)),
         (f"data (source: {params.data.source})", _data(params, options.verify)),
         ("benchmarks, each in data/benchmarks/NAME with HR/ and LRx4/", _benchmarks(params)),
     ):
@@ -42,14 +41,17 @@ def run(options: argparse.Namespace) -> None:
             print(f"  {'ok' if good else '--'}  {text}")
 
 
-def _machine() -> Iterator[tuple[bool, str]]:
+def _machine(params: "Params") -> Iterator[tuple[bool, str]]:
     import torch
 
+    from upsr.acquisition.space import data_sizes, free_space
     from upsr.inference.precision import fast_dtype
 
-    free = shutil.disk_usage(".").free / 1e9
+    missing = sum(size.missing for size in data_sizes(params.data, params.crop, params.pack).values())
+    free = free_space()
     yield True, f"Python {platform.python_version()}, torch {torch.__version__}, {os.cpu_count()} CPU cores"
-    yield free > 1, f"{free:.0f} GB of disk space free"
+    needed = f"download, crop and pack need {missing / 1e9:.1f} GB"
+    yield free >= missing, f"{free / 1e9:.1f} GB of disk space free, {needed}"
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     for gpu in gpus:
         yield True, f"GPU: {gpu.name}, {gpu.total_memory / 2**30:.0f} GiB"

@@ -33,7 +33,7 @@ def main() -> None:
     params = load_params()
     # In the temporary copy of a DVC experiment, DVC_ROOT is the main checkout: its archives are reused.
     downloads = Path(os.environ.get("DVC_ROOT", ""), sources.ARCHIVES)
-    check_space(data_sizes(params.data, params.crop, params.pack, downloads))
+    check_space(data_sizes(params, downloads))
     manifest = fetch(
         params.data.source,
         params.data.folder,

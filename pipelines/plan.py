@@ -50,7 +50,7 @@ def plan(params: Params) -> str:
     product = matrix_speed(device, params.train.precision)
     lines = [f"{_name(device)}: {product / 1e12:.3g} TFLOP/s in a product of {params.train.precision} matrices"]
     # data
-    sizes = data_sizes(params.data, params.crop, params.pack)
+    sizes = data_sizes(params)
     crop, source = params.crop, SOURCES.get(params.data.source, f"the images of {params.data.folder}")
     what = {
         "download": source,

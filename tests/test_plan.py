@@ -55,7 +55,7 @@ def test_the_disk_space_of_df2k_is_known_beforehand(tmp_path: Path, monkeypatch:
     """BasicSR's 32,592 sub-images of DIV2K's 800 images repeat each pixel 3.4 times."""
     monkeypatch.chdir(tmp_path)
     p = params(**DF2K)
-    download, crop, pack = data_sizes(p.data, p.crop, p.pack).values()
+    download, crop, pack = data_sizes(p).values()
     assert download.total == 3530603713 + 448993893 + UNKNOWN_SIZE + 19_500_000_000
     images = 19_000_000_000
     assert crop.total / images == pytest.approx(32592 * 480**2 / (800 * 2040 * 1356), rel=0.05)
@@ -64,7 +64,7 @@ def test_the_disk_space_of_df2k_is_known_beforehand(tmp_path: Path, monkeypatch:
     half.parent.mkdir(parents=True)
     with half.open("wb") as file:
         file.truncate(30_000_000_000)
-    assert data_sizes(p.data, p.crop, p.pack)["crop"].missing == crop.total - 30_000_000_000
+    assert data_sizes(p)["crop"].missing == crop.total - 30_000_000_000
 
 
 def test_the_images_of_a_teacher_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

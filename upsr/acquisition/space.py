@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from upsr import images
 from upsr.acquisition import archives, sources
-from upsr.config import Crop, Data, Pack
+from upsr.config import Params
 from upsr.files import DataError
 
 DATA = Path("data")
@@ -24,12 +24,13 @@ class Size(NamedTuple):
     missing: int
 
 
-def data_sizes(data: Data, crop: Crop, pack: Pack, downloads: Path = sources.ARCHIVES) -> dict[str, Size]:
+def data_sizes(params: Params, downloads: Path = sources.ARCHIVES) -> dict[str, Size]:
     """The sizes of `download`, `crop` and `pack`; DVC's cache links to the same files.
 
     Overlapping sub-images repeat pixels: 3.3 times with `crop.size` 480 and `crop.step` 240. Raises `DataError` for
     reserved images that DF2K does not have.
     """
+    data, crop = params.data, params.crop
     if data.source == "df2k":
         wanted = archives.wanted(data.reserved)
         sizes = [_archive(archive, downloads) for archive in wanted]
@@ -42,7 +43,7 @@ def data_sizes(data: Data, crop: Crop, pack: Pack, downloads: Path = sources.ARC
         photos = sum(path.stat().st_size * (1 if path.suffix == ".png" else AS_PNG) for path in found) or SAMPLE
     along = [-(-max(side - crop.size, 0) // crop.step) + 1 for side in TYPICAL]
     repeated = along[0] * along[1] * crop.size**2 / (TYPICAL[0] * TYPICAL[1])
-    totals = {"crop": photos * repeated, "pack": photos * repeated * STORED[pack.encoding]}
+    totals = {"crop": photos * repeated, "pack": photos * repeated * STORED[params.pack.encoding]}
     made = {
         stage: Size(round(total), max(round(total) - on_disk(OUTPUTS[stage]), 0)) for stage, total in totals.items()
     }

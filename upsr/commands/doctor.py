@@ -47,7 +47,7 @@ def _machine(params: "Params") -> Iterator[tuple[bool, str]]:
     from upsr.acquisition.space import data_sizes, free_space
     from upsr.inference.precision import fast_dtype
 
-    missing = sum(size.missing for size in data_sizes(params.data, params.crop, params.pack).values())
+    missing = sum(size.missing for size in data_sizes(params).values())
     free = free_space()
     yield True, f"Python {platform.python_version()}, torch {torch.__version__}, {os.cpu_count()} CPU cores"
     needed = f"download, crop and pack need {missing / 1e9:.1f} GB"

@@ -125,7 +125,8 @@ def fit(
     )
     micro_batches = iter(loader)
     parts = share // micro_batch
-    accelerator.print(f"batch {recipe.batch} = {world} processes × {parts} micro-batches × {micro_batch} samples")
+    if accelerator.is_main_process:
+        print(f"batch {recipe.batch} = {world} processes × {parts} micro-batches × {micro_batch} samples", flush=True)
 
     # ---- training steps
     with stop_signal(accelerator) as stop, _ending(micro_batches):

@@ -46,7 +46,7 @@ def micro_batch_size(recipe: Recipe, network: nn.Module, objective: Objective, a
     if recipe.micro_batch != "auto":
         return next(n for n in sizes if n <= recipe.micro_batch)
     hr = torch.zeros(share, 3, recipe.patch, recipe.patch, dtype=torch.uint8, device=accelerator.device)
-    drawn = objective.draw(hr, (0, 0))
+    drawn = objective.draw(hr, (0, 0), 0)
     objective.pairs.pool.load_state_dict()  # a trial leaves no pairs
     with _trial_memory(accelerator):
         size = next((n for n in sizes if _fits([x[:n] for x in drawn], network, objective, accelerator)), 1)

@@ -239,9 +239,9 @@ def test_processes_end_with_a_killed_stage(project: Project):
 
 def test_compiled_half_precision_in_two_processes(store: Path, tmp_path: Path):  # noqa: F811
     """The settings of the paper's scale together; torch.compile sees DDP's hooks and autocast."""
-    changes = merged(CHANGES, {"train": {"compile": True, "precision": "bf16", "channels_last": True}})
-    changes = merged(changes, {"train_atd": {"micro_batch": "auto", "steps": 3}})
-    command = [*TORCHRUN, "--standalone", "--nproc_per_node", 2, *job(store, tmp_path, changes)]
+    plain = CHANGES | {"atd": {"layers": 1}, "train_atd": {"batch": 4, "micro_batch": "auto", "steps": 2}}
+    paper = plain | {"train": CHANGES["train"] | {"compile": True, "precision": "bf16", "channels_last": True}}
+    command = [*TORCHRUN, "--standalone", "--nproc_per_node", 2, *job(store, tmp_path, paper)]
     finish(start(*command))
-    alone(store, tmp_path / "plain", merged(CHANGES, {"train_atd": {"steps": 3}}))
+    alone(store, tmp_path / "plain", plain)
     assert losses(tmp_path) == pytest.approx(losses(tmp_path / "plain"), rel=0.02)

@@ -162,6 +162,7 @@ def test_bench_inference_measures_every_precision(model: str, capsys):
 @pytest.mark.slow
 def test_bench_train_says_where_the_time_goes_and_compares_settings(project: Path, capsys):
     """Without data it makes some up, and keeps nothing; data that cannot be read is not replaced."""
+    (project / "params.yaml").write_text(json.dumps(settings(train_unet={"micro_batch": "auto"})))
     before = sorted(project.rglob("*"))
     main(["bench", "train", "--device", "cpu"])
     assert sorted(project.rglob("*")) == before

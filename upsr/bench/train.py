@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn as nn
+from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
@@ -26,9 +27,9 @@ from upsr.models.atd import build_atd
 from upsr.models.unet import build_unet
 from upsr.training.atd_objective import AtdObjective
 from upsr.training.ema import Ema
-from upsr.training.memory import memory_errors_in_one_line, recompute_activations
+from upsr.training.memory import memory_errors_in_one_line, micro_batch_size, recompute_activations
 from upsr.training.pairs import Objective, Pairs
-from upsr.training.perceptual import LINEAR, STAGES, VGG, PerceptualLoss
+from upsr.training.perceptual import LINEAR, STAGES, VGG, WIDTHS, PerceptualLoss
 from upsr.training.unet_objective import UnetObjective
 
 LMDB, WEIGHTS = Path("data/train.lmdb"), Path("data/metric_weights")
@@ -65,11 +66,16 @@ def _bench(
     make, objective = (_atd if name == "train_atd" else _unet)(params, weights)
     objective = objective.to(device)
     # the settings to compare, the first of which are those of params.yaml
-    base = params.train
+    base, micro_batch = params.train, recipe.micro_batch
+    if micro_batch == "auto":
+        precision = "no" if base.precision == "fp32" else base.precision
+        accelerator = Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
+        micro_batch = micro_batch_size(recipe, make().to(device), objective, accelerator)
+    parts = recipe.batch // micro_batch
     changes: list[dict[str, Any]] = [{}, {"precision": "fp32" if base.precision != "fp32" else "bf16"}]
     changes += [{"channels_last": not base.channels_last}] + ([{"compile": not base.compile}] if compiled else [])
-    runs = [Steps(make(), objective, recipe, base.model_copy(update=change), device) for change in changes]
-    read = _reader(PatchDataset(lmdb, recipe.patch, params.seed), recipe, base, device)
+    runs = [Steps(make(), objective, recipe, parts, base.model_copy(update=change), device) for change in changes]
+    read = _reader(PatchDataset(lmdb, recipe.patch, params.seed), recipe, parts, base, device)
     # seconds per step, in rounds that alternate
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     seconds: list[list[float]] = [[] for _ in runs]
@@ -90,7 +96,7 @@ def _bench(
             runs[0].step(read, (params.seed, i), clock)
     total = sum(clock.seconds.values())
     # table
-    print(f"{name}: {recipe.batch} patches of {recipe.patch}x{recipe.patch} per step, micro_batch {recipe.micro_batch}")
+    print(f"{name}: {recipe.batch} patches of {recipe.patch}x{recipe.patch} per step, micro_batch {micro_batch}")
     print("  " + ", ".join(f"{p} {100 * clock.seconds[p] / total:.0f} %" for p in PARTS if p in clock.seconds))
     for change, run, times in zip(changes, runs, seconds, strict=True):
         label = ", ".join(f"{key}: {str(value).lower()}" for key, value in change.items()) or base.precision
@@ -107,11 +113,11 @@ class Steps:
     """A network and what trains it: the steps of `training.loop.fit`, without its logs, checkpoints and processes."""
 
     def __init__(
-        self, network: nn.Module, objective: Objective, recipe: Recipe, train: Train, device: torch.device
+        self, network: nn.Module, objective: Objective, recipe: Recipe, parts: int, train: Train, device: torch.device
     ) -> None:
         layout = torch.channels_last if train.channels_last else torch.contiguous_format
         self.network = network.to(device, memory_format=layout).train()  # type: ignore[call-overload]
-        self.objective, self.recipe, self.train, self.device = objective, recipe, train, device
+        self.objective, self.recipe, self.parts, self.train, self.device = objective, recipe, parts, train, device
         self.ema = Ema(self.network, recipe.ema)
         if train.checkpointing:
             recompute_activations(self.network)
@@ -139,12 +145,11 @@ class Steps:
 
     def gradients(self, model: nn.Module, drawn: tuple[Tensor, ...]) -> None:
         """Forward and backward pass of the network, compiled or not, in micro-batches."""
-        parts = self.recipe.batch // self.recipe.micro_batch
         dtype, mixed = DTYPES[self.train.precision], self.train.precision != "fp32"
-        for part in zip(*(tensor.chunk(parts) for tensor in drawn), strict=True):
+        for part in zip(*(tensor.chunk(self.parts) for tensor in drawn), strict=True):
             with torch.autocast(self.device.type, dtype if mixed else None, enabled=mixed):
                 loss, _ = self.objective.loss(model, *part)
-            (loss / parts).backward()
+            (loss / self.parts).backward()
 
 
 class Clock:
@@ -237,11 +242,13 @@ def _pairs(params: Params, recipe: Recipe) -> Pairs:
     return Pairs(build_degradation(params.degradation, params.scale), PairPool(recipe.pool, recipe.batch))
 
 
-def _reader(dataset: PatchDataset, recipe: Recipe, train: Train, device: torch.device) -> Callable[[], Tensor]:
+def _reader(
+    dataset: PatchDataset, recipe: Recipe, parts: int, train: Train, device: torch.device
+) -> Callable[[], Tensor]:
     """A function that returns the next step's patches, (B, 3, P, P) uint8."""
-    batches = step_batches(0, 10**9, recipe.batch, recipe.micro_batch)
+    batches = step_batches(0, 10**9, recipe.batch, recipe.batch // parts)
     loader = DataLoader(dataset, batch_sampler=batches, num_workers=train.workers, pin_memory=device.type == "cuda")
-    parts, patches = recipe.batch // recipe.micro_batch, iter(loader)
+    patches = iter(loader)
     return lambda: torch.cat([next(patches).to(device, non_blocking=True) for _ in range(parts)])
 
 
@@ -257,13 +264,13 @@ def _made_up_images(folder: Path, params: Params) -> Path:
 
 def _made_up_weights(folder: Path) -> Path:
     """A folder of LPIPS weights with those of nothing: the time is the same."""
-    widths, vgg, before = (64, 128, 256, 512, 512), dict[str, Tensor](), 3
-    for width, stage in zip(widths, STAGES, strict=True):
+    vgg, before = dict[str, Tensor](), 3
+    for width, stage in zip(WIDTHS, STAGES, strict=True):
         for i in stage:
             vgg |= {f"features.{i}.weight": torch.randn(width, before, 3, 3) * (2 / (9 * before)) ** 0.5}
             vgg |= {f"features.{i}.bias": torch.zeros(width)}
             before = width
-    linear = {f"lin{i}.model.1.weight": torch.rand(1, width, 1, 1) for i, width in enumerate(widths)}
+    linear = {f"lin{i}.model.1.weight": torch.rand(1, width, 1, 1) for i, width in enumerate(WIDTHS)}
     for name, values in ((VGG, vgg), (LINEAR, linear)):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         torch.save(values, folder / name)

@@ -7,7 +7,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from pipelines import registry, tracking
+from pipelines import registry, tracking, views
 from upsr.config import Params
 from upsr.data.benchmarks import Benchmark
 from upsr.evaluation.metrics import Row
@@ -20,20 +20,7 @@ UPSR = Path("models/unet")
 MODELS = {"bicubic": None, "atd": Path("models/atd"), "upsr": UPSR}
 SHEETS = 4  # images per benchmark recorded in MLflow: the best and the worst
 SHEET_SIDE = 512  # pixels, at most
-VIEW = "models"  # key of the saved view of MLflow's table
-COLUMNS = {  # of the view, and their widths in pixels
-    **{f"metrics.`{name.upper()}`": 75 for name in HEADLINE},
-    **{f"tags.`{name}`": 75 for name in ("variant", "width", "steps", "seed", "model")},
-    **{f"attributes.`{name}`": 150 for name in ("Dataset", "Source")},
-}
-MODELS_BY_LPIPS = {  # without their parents
-    "searchFilter": "tags.model != ''",
-    "orderByKey": "metrics.`LPIPS`",
-    "orderByAsc": True,
-    "selectedColumns": list(COLUMNS),
-    "columnOrder": list(COLUMNS),
-    "columnWidths": COLUMNS,
-}
+FIGURES = {"PSNR": 70, "SSIM": 70, "LPIPS": 75}  # columns of MLflow's table, and their widths in pixels
 
 
 def record(
@@ -55,7 +42,7 @@ def record(
     statistics, pictures = table(outcome.rows), out / "pictures"
     shown = _shown(outcome.rows)
     with tracking.start(experiment, name, values, _tags(columns["upsr"])) as parent:
-        parent.view(VIEW, MODELS_BY_LPIPS)
+        parent.view(views.VIEW, models_by_lpips([benchmark.name for benchmark in benchmarks]))
         parent.metrics(headline(figures(statistics, "upsr")))
         parent.artifact(out / "run.json")
         _record_datasets(parent, benchmarks)
@@ -72,6 +59,13 @@ def record(
                     example = benchmarks[0].pairs[0].lr
                     registry.register(tracker, UPSR / FILE, example, _card(statistics), sheets[:SHEETS])
     return _address(parent.run_id) if parent.run_id else ""
+
+
+def models_by_lpips(benchmarks: list[str]) -> dict[str, Any]:
+    """The view of the experiment: all models without their parents. Its charts begin with the headline metrics."""
+    headlines = {name: [f"{name}/{metric}" for metric in HEADLINE] for name in benchmarks}
+    order = {"searchFilter": "tags.model != ''", "orderByKey": "metrics.`LPIPS`", "orderByAsc": True}
+    return order | views.table(FIGURES) | views.charts({"Headline": list(FIGURES)} | headlines)
 
 
 def _address(run_id: str) -> str:
@@ -137,9 +131,12 @@ def _card(statistics: list[Row]) -> str:
 
 
 def headline(figures: dict[str, float]) -> dict[str, float]:
-    """PSNR, SSIM and LPIPS on the first benchmark that has a PSNR, by these names, which MLflow lists first."""
+    """PSNR, SSIM and LPIPS on the first benchmark that has a PSNR, by these names, which MLflow lists first.
+
+    They have 4 decimals: MLflow shows all digits of a number, and its table would cut them.
+    """
     benchmark = next((name for name in figures if name.endswith("/psnr")), "").partition("/")[0]
-    return {m.upper(): figures[f"{benchmark}/{m}"] for m in HEADLINE if f"{benchmark}/{m}" in figures}
+    return {m.upper(): round(figures[f"{benchmark}/{m}"], 4) for m in HEADLINE if f"{benchmark}/{m}" in figures}
 
 
 def figures(statistics: list[Row], model: str) -> dict[str, float]:

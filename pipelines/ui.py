@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from urllib.parse import urlencode
 
 from pipelines import tracking
-from pipelines.evaluate_runs import VIEW
 from pipelines.stage import run
+from pipelines.views import VIEW
 
 
 def addresses(server: str) -> list[str]:

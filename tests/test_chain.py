@@ -54,7 +54,7 @@ def test_mlflow_agrees_with_the_metrics_and_knows_where_they_came_from(project: 
     measured = "select tags.value, metrics.value from tags join latest_metrics as metrics using (run_uuid)"
     for name in ("holdout/psnr", "PSNR"):
         found = dict(project.mlflow(f"{measured} where tags.key = 'model' and metrics.key = '{name}'"))
-        assert found == {model: figures["psnr"] for model, figures in means.items()}
+        assert found == pytest.approx({model: figures["psnr"] for model, figures in means.items()}, abs=1e-4)
     parents = project.mlflow("select distinct value from tags where key = 'mlflow.parentRunId'")
     assert parents == project.mlflow("select run_uuid from runs where name = 'residual-16' and experiment_id = 3")
     assert project.json("reports/evaluate/run.json")["mlflow_run"].endswith(f"/#/runs/{parents[0][0]}")

@@ -20,8 +20,8 @@ from conftest import until
 from mlflow import MlflowClient
 from test_report import browser, script
 
-from pipelines import tracking
-from pipelines.evaluate_runs import MODELS_BY_LPIPS, VIEW, headline
+from pipelines import tracking, views
+from pipelines.evaluate_runs import headline, models_by_lpips
 
 ROOT = Path(__file__).parents[1]
 
@@ -287,10 +287,12 @@ def test_make_ui_and_mlflow_ui_show_this_checkout_and_models_line_up(
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "120")  # MLflow's four workers take long to start
     with tracking.start("evaluate", "residual-48", {}, {}) as parent:
-        parent.view(VIEW, MODELS_BY_LPIPS)
+        parent.view(views.VIEW, models_by_lpips(["Set5"]))
         for model, psnr in (("bicubic", 25.5), ("upsr", 26.5)):
-            with tracking.start("evaluate", f"{model}-run", {}, {"model": model}, parent=parent.run_id) as tracker:
-                tracker.metrics(headline({"Set5/psnr": psnr, "Set5/lpips": 30 - psnr}))
+            tags = {"model": model, "variant": "residual", "width": "48", "steps": "90", "seed": "0"}
+            with tracking.start("evaluate", f"{model}-run", {}, tags, parent=parent.run_id) as tracker:
+                values = {"Set5/dists": 0.1, "Set5/psnr": psnr + 1e-9, "Set5/lpips": 30 - psnr}
+                tracker.metrics(headline(values) | values)
     ports = {"-m pipelines.ui": free_port(), "-m mlflow ui": free_port()}
     with ExitStack() as ends, (tmp_path / "out").open("w") as out:
         for command, port in ports.items():
@@ -304,18 +306,31 @@ def test_make_ui_and_mlflow_ui_show_this_checkout_and_models_line_up(
                 assert said.count("Started server process") == 1
                 (address,) = re.findall(r"evaluate +(http\S+)", said)
                 if shutil.which("chromium"):
-                    table = shown(address, tmp_path / "profile")
+                    columns, table, charts = shown(address, tmp_path / "profile")
+                    assert {"PSNR", "LPIPS", "variant", "width", "steps", "seed"} <= set(columns)
                     assert re.search(r"upsr-run(?s:.)*bicubic-run", table) and "residual-48" not in table
-                    assert {"PSNR", "LPIPS", "26.5", "25.5"} <= set(table.splitlines())
+                    assert {"26.5", "25.5"} <= set(table.splitlines())
+                    order = ["Headline", "PSNR", "LPIPS", "Set5", "Set5/psnr", "Set5/lpips", "Set5/dists"]
+                    assert [line for line in charts.splitlines() if line in order] == order
 
 
-def shown(address: str, profile: Path) -> str:
-    """The text of a page at 1400 pixels, as soon as the table of runs is on it."""
+COLUMNS = """(() => {
+    const right = element => element.getBoundingClientRect().right, edge = right(document.querySelector(".ag-root"))
+    return [...document.querySelectorAll(".ag-header-cell")].filter(c => right(c) <= edge).map(c => c.innerText.trim())
+})()"""
+
+
+def shown(address: str, profile: Path) -> tuple[list[str], str, str]:
+    """At 1400 pixels, beside MLflow's assistant: the columns of runs that are within, and the texts of both views."""
+    text = "document.body.innerText"
     with browser(profile) as (call, _):
-        call("Emulation.setDeviceMetricsOverride", width=1400, height=900, deviceScaleFactor=1, mobile=False)
+        call("Emulation.setDeviceMetricsOverride", width=1400, height=1800, deviceScaleFactor=1, mobile=False)
         call("Page.navigate", url=address)
-        until(lambda: "26.5" in str(script(call, "document.body.innerText")))
-        return str(script(call, "document.body.innerText"))
+        until(lambda: {"MLflow Assistant", "26.5"} <= set(str(script(call, text)).splitlines()))
+        columns, table = script(call, COLUMNS), str(script(call, text))
+        call("Page.navigate", url=f"{address}&compareRunsMode=CHART")
+        until(lambda: "Set5/dists" in str(script(call, text)))
+        return columns, table, str(script(call, text))
 
 
 def free_port() -> int:

@@ -13,7 +13,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipelines import tracking
+from pipelines import tracking, views
 from upsr.allocator import keep_freed_memory
 from upsr.config import Degradation, Recipe, Section, Train
 from upsr.data.datasets import PatchDataset
@@ -35,6 +35,7 @@ VALIDATION = Path("data/validation")
 MODELS = {"atd": Path("models/atd"), "unet": Path("models/unet")}  # what the stages train_atd and train_unet write
 RUN_ID = "run_id"  # file in a model's folder: the id of its MLflow run, and a digest of the training
 PREVIEWS = 3  # rows of a preview sheet
+FIGURES = {"validation/psnr": 105, "validation/lpips": 105}  # columns of MLflow's table, and their widths in pixels
 # Keys of `train` that change neither the weights nor the choice of the best: they may change when a training resumes.
 CHANGEABLE = {"init", "workers", "checkpointing", "preview_every", "save_every", "keep", "max_bad_steps"}
 
@@ -91,6 +92,7 @@ def train(
         tracking.start(experiment, name, plain, inputs | tags, run_id=_run_id(folder, training)) as tracker,
         memory_errors_in_one_line(section, recipe.micro_batch, recipe.patch),
     ):
+        tracker.view(views.VIEW, views.table(FIGURES))
         tracker.dataset(LMDB.name, inputs["data"], LMDB, "training")
         if not any(folder.glob("state-*.pt")):  # `fit` may refuse a state, and then its run's id must stay
             _keep_run_id(folder, tracker.run_id, training)

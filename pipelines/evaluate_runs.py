@@ -41,6 +41,7 @@ def record(
     digests = {f"data.{name}": digest for name, digest in facts["digests"].items()}
     statistics, pictures = table(outcome.rows), out / "pictures"
     shown = _shown(outcome.rows)
+    pages: list[str] = []
     with tracking.start(experiment, name, values, _tags(columns["upsr"])) as parent:
         parent.view(views.VIEW, models_by_lpips([benchmark.name for benchmark in benchmarks]))
         parent.metrics(headline(figures(statistics, "upsr")))
@@ -58,7 +59,8 @@ def record(
                     sheets = _record_sheets(tracker, pictures, shown)
                     example = benchmarks[0].pairs[0].lr
                     registry.register(tracker, UPSR / FILE, example, _card(statistics), sheets[:SHEETS])
-    return _address(parent.run_id) if parent.run_id else ""
+        parent.send(lambda store, run: pages.append(_address(store.get_run(run).info.experiment_id, run)))
+    return "".join(pages)
 
 
 def models_by_lpips(benchmarks: list[str]) -> dict[str, Any]:
@@ -68,10 +70,12 @@ def models_by_lpips(benchmarks: list[str]) -> dict[str, Any]:
     return order | views.table(FIGURES) | views.charts({"Headline": list(FIGURES)} | headlines)
 
 
-def _address(run_id: str) -> str:
+def _address(experiment: str, run: str) -> str:
     """The run's page, without the name and password of a server; that of a local store answers while `make ui` runs."""
     store = re.sub(r"//[^/@]*@", "//", tracking.store_address()[0])
-    return f"{store.rstrip('/') if store.startswith('http') else 'http://127.0.0.1:5000'}/#/runs/{run_id}"
+    server = store.rstrip("/") if store.startswith("http") else "http://127.0.0.1:5000"
+    # MLflow opens `#/runs/ID`, and a page without the type, among its GenAI pages.
+    return f"{server}/#/experiments/{experiment}/runs/{run}?workflowType=machine_learning"
 
 
 def _tags(values: dict[str, Any]) -> dict[str, str]:

@@ -57,7 +57,8 @@ def test_mlflow_agrees_with_the_metrics_and_knows_where_they_came_from(project: 
         assert found == pytest.approx({model: figures["psnr"] for model, figures in means.items()}, abs=1e-4)
     parents = project.mlflow("select distinct value from tags where key = 'mlflow.parentRunId'")
     assert parents == project.mlflow("select run_uuid from runs where name = 'residual-16' and experiment_id = 3")
-    assert project.json("reports/evaluate/run.json")["mlflow_run"].endswith(f"/#/runs/{parents[0][0]}")
+    page = f"/#/experiments/3/runs/{parents[0][0]}?workflowType=machine_learning"
+    assert project.json("reports/evaluate/run.json")["mlflow_run"].endswith(page)
     assert list((project.root / "mlartifacts").rglob("maps/holdout/*/weight.png")), "no maps beside the figures"
     views = "experiments join experiment_tags using (experiment_id) where key = 'mlflow.sharedViewState.models'"
     experiments = {name for (name,) in project.mlflow(f"select name from {views}")}

@@ -314,7 +314,7 @@ def test_settings_that_differ_from_the_commit_are_listed(work: Path, tmp_path: P
 def test_the_page_links_its_run_in_mlflow(work: Path, text: str, tmp_path: Path) -> None:
     assert "MLflow run" not in text  # figures of a machine without MLflow
     shutil.copytree(work / "reports", tmp_path / "reports")
-    address = "http://127.0.0.1:5000/#/runs/0123456789abcdef"
+    address = "http://127.0.0.1:5000/#/experiments/3/runs/0123456789abcdef?workflowType=machine_learning"
     (tmp_path / "reports" / "evaluate" / "run.json").write_text(json.dumps(identity() | {"mlflow_run": address}))
     assert address in Page(render(tmp_path / "reports", work / "models", PARAMS)).links
 

@@ -19,7 +19,8 @@ from upsr.pretrained import FILE
 UPSR = Path("models/unet")
 MODELS = {"bicubic": None, "atd": Path("models/atd"), "upsr": UPSR}
 SHEETS = 4  # images per benchmark recorded in MLflow: the best and the worst
-SHEET_SIDE = 512  # pixels, at most
+COLUMNS, SIDE = 3, 256  # of a sheet; beside MLflow's assistant, the page of a model's version has 789 pixels of 1400
+LABEL = 20  # height in pixels
 FIGURES = {"PSNR": 70, "SSIM": 70, "LPIPS": 75}  # columns of MLflow's table, and their widths in pixels
 
 
@@ -156,13 +157,22 @@ def figures(statistics: list[Row], model: str) -> dict[str, float]:
 
 
 def sheet(folder: Path) -> np.ndarray:
-    """LR, each model's result and HR side by side, each at most `SHEET_SIDE` per side: (H, W, 3) uint8."""
+    """LR, each model's result and HR under their names, each at most `SIDE` per side: (H, W, 3) uint8."""
     paths = [folder / f"{name}.png" for name in ("lr", *MODELS, "hr")]
-    columns = [read_rgb(path) for path in paths if path.is_file()]
-    height, width = columns[-1].shape[:2]
-    factor = min(1.0, SHEET_SIDE / max(height, width))
+    images = {path.stem: read_rgb(path) for path in paths if path.is_file()}
+    height, width = list(images.values())[-1].shape[:2]
+    factor = min(1.0, SIDE / max(height, width))
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    return np.concatenate([cv2.resize(x, size, interpolation=cv2.INTER_AREA) for x in columns], axis=1)
+    cells = [_labelled(cv2.resize(x, size, interpolation=cv2.INTER_AREA), name) for name, x in images.items()]
+    cells += [np.full_like(cells[0], 255)] * (-len(cells) % COLUMNS)
+    rows = [np.concatenate(cells[i : i + COLUMNS], axis=1) for i in range(0, len(cells), COLUMNS)]
+    return np.concatenate(rows)
+
+
+def _labelled(image: np.ndarray, label: str) -> np.ndarray:
+    strip = np.full((LABEL, image.shape[1], 3), 255, np.uint8)
+    cv2.putText(strip, label, (2, LABEL - 6), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
+    return np.concatenate([strip, image])
 
 
 def named(rows: list[Row], column: str, *names: str) -> list[Row]:

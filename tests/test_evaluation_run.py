@@ -10,12 +10,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import torch
 from conftest import ROOT, params, save_model
 
-from pipelines.evaluate_runs import figures
+from pipelines.evaluate_runs import LABEL, figures, sheet
 from upsr.__main__ import main
 from upsr.data.benchmarks import open_benchmark, open_benchmarks
 from upsr.data.known_benchmarks import KNOWN
@@ -308,3 +309,18 @@ def test_names_line_variants_up() -> None:
     statistics = table(rows)
     assert figures(statistics, "bicubic") == {"Set5/psnr": 28.0, "Set5/seconds": 1.0}
     assert figures(statistics, "upsr") == {"Set5/psnr": 29.0, "Set5/psnr_minus_bicubic": 1.0, "Set5/seconds": 1.0}
+
+
+@pytest.mark.parametrize(("height", "width"), [(512, 400), (300, 600), (64, 64)])
+def test_a_sheet_names_its_images_and_fits_the_page_of_a_model(height: int, width: int, tmp_path: Path) -> None:
+    """Which is 789 pixels wide at 1400, beside MLflow's assistant."""
+    grays = {"lr": 40, "bicubic": 80, "upsr": 120, "hr": 160}
+    for name, gray in grays.items():
+        write(tmp_path / f"{name}.png", np.full((height, width, 3), gray, np.uint8))
+    shown = sheet(tmp_path)
+    h, w = shown.shape[0] // 2, shown.shape[1] // 3
+    assert h - LABEL == pytest.approx(w * height / width, abs=1) and 3 * w <= 789
+    cells = [shown[y * h : (y + 1) * h, x * w : (x + 1) * w] for y in (0, 1) for x in (0, 1, 2)]
+    assert [int(cell[-1, -1, 0]) for cell in cells] == [*grays.values(), 255, 255]
+    labels = [cell[:LABEL].tobytes() for cell in cells[:4]]
+    assert len(set(labels)) == 4 and all(min(label) < 50 for label in labels)

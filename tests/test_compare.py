@@ -1,10 +1,15 @@
 """`upsr compare` on a real MLflow store: means and contrasts over seeds, and only what can be compared."""
 
+import shutil
+from functools import partial
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+from browser import browser, script
 
-from pipelines import tracking
+from pipelines import compare_page, tracking
 from pipelines.evaluate_runs import named
 from upsr import images
 from upsr.__main__ import main
@@ -80,7 +85,7 @@ def test_settings_are_compared_over_their_seeds(store, tmp_path: Path, capsys: p
     main(["compare", "-o", str(tmp_path)])
     page = (tmp_path / "variants.md").read_text()
     head, _, *rows = cells(page.partition("## Contrasts")[0])
-    assert head == ["uncertainty.variant", "unet.dim", "diffusion.steps", "seeds", "psnr ↑", "lpips ↓"]
+    assert head == ["Variant", "Width", "`diffusion.steps`", "Seeds", "PSNR ↑", "LPIPS ↓"]
     assert ["residual", "48", "5", "2", "21.0000 ± 1.4142", "0.6000 ± 0.1414"] in rows
     assert ["dynamic", "48", "5", "2", "21.5000 ± 0.0000", "0.4000 ± 0.0000"] in rows
     assert ["dynamic", "48", "15", "1", "**30.0000**", "**0.1000**"] in rows
@@ -88,9 +93,10 @@ def test_settings_are_compared_over_their_seeds(store, tmp_path: Path, capsys: p
     assert "1 with other images, 1 with parameters of another version, 2 with a newer run of the same settings" in page
     assert images.read(tmp_path / "variants.png").shape[:2] == (600, 840)
     assert page in capsys.readouterr().out
-    assert "**Best on average: in PSNR, dynamic, 48, 15 (30.0000); in LPIPS, dynamic, 48, 15 (0.1000).**" in page
+    best = "dynamic, width 48, diffusion.steps 15"
+    assert f"**Best on average: in PSNR, {best} (30.0000); in LPIPS, {best} (0.1000).**" in page
     shown = (tmp_path / "compare.html").read_text()
-    assert "<td>dynamic</td>" in shown and shown.count('src="data:image/png;base64,') == 2 and 'png"' not in shown
+    assert ">dynamic</td>" in shown and shown.count('src="data:image/png;base64,') == 2 and 'png"' not in shown
 
 
 def contrasts(folder: Path, *options: str) -> tuple[list[list[str]], str]:
@@ -105,13 +111,10 @@ def test_arms_are_contrasted_with_the_papers(store, tmp_path: Path):
     rows, page = contrasts(tmp_path)
     name = "dynamic (diffusion.steps 5) against residual"
     assert rows == [
-        [name, "psnr", "0.5000", "-12.2062 to 13.2062", "0.7048", "undecided", "2", "4"],
-        [name, "lpips", "-0.2000", "-1.4706 to 1.0706", "0.5903", "undecided", "2", "4"],
+        [name, "PSNR", "0.5000", "-12.2062 to 13.2062", "0.7048", "undecided", "2", "4"],
+        [name, "LPIPS", "-0.2000", "-1.4706 to 1.0706", "0.5903", "undecided", "2", "4"],
     ]
-    assert (
-        "- holdout: PSNR of dynamic (diffusion.steps 5) against that of residual (diffusion.steps 5) is undecided"
-        in page
-    )
+    assert page.count("undecided") == 2, "each contrast is said once"
     assert "Without an arm to compare with: dynamic (diffusion.steps 15)." in page
     assert "![Forest plot of the contrasts](variants-forest.png)" in page
     assert images.read(tmp_path / "variants-forest.png").size
@@ -120,8 +123,8 @@ def test_arms_are_contrasted_with_the_papers(store, tmp_path: Path):
 def test_any_setting_can_be_the_reference_and_one_seed_gives_no_interval(store, tmp_path: Path):
     rows, page = contrasts(tmp_path, "--against", "diffusion.steps=5")
     name = "dynamic (diffusion.steps 15) against 5"
-    assert rows[0] == [name, "psnr", "8.5000", "", "", "no interval", "1", "4"]
-    assert "(1 seed, 4 images): no interval can be given: it needs at least two seeds" in page
+    assert rows[0] == [name, "PSNR", "8.5000", "", "", "no interval", "1", "4"]
+    assert "an interval needs at least two seeds and two images" in page
     assert (tmp_path / "variants-forest.png").is_file()
     rows, page = contrasts(tmp_path, "--against", "uncertainty.variant=isotropic")
     assert not rows and "None: no two arms" in page and "variants-forest" not in page
@@ -135,14 +138,55 @@ def test_a_difference_is_found_and_missing_tables_are_named(store, tmp_path: Pat
         record("isotropic", seed, psnr=21, lpips=0.5, experiment="five", images=4 if seed else 3)
     rows, page = contrasts(tmp_path, "--experiment", "five")
     assert [(row[0], row[1], *row[5:]) for row in rows] == [
-        ("dynamic against residual", "psnr", "better", "4", "4"),
-        ("dynamic against residual", "lpips", "equal", "4", "4"),
-        ("isotropic against residual", "psnr", "not measured", "0", "0"),
-        ("isotropic against residual", "lpips", "not measured", "0", "0"),
+        ("dynamic against residual", "PSNR", "better", "4", "4"),
+        ("dynamic against residual", "LPIPS", "equal", "4", "4"),
+        ("isotropic against residual", "PSNR", "not measured", "0", "0"),
+        ("isotropic against residual", "LPIPS", "not measured", "0", "0"),
     ]
-    assert "holdout: PSNR of dynamic is better than that of residual by 0.965 (" in page
     assert "holdout: not measured: psnr of isotropic is missing for a/3, seed 0: evaluate it again" in page
     assert "without values per image: upsr-dynamic (" in page
+
+
+def test_a_single_setting_is_not_the_best_of_anything(store, tmp_path: Path):
+    record("residual", 0, psnr=21, lpips=0.5, experiment="single")
+    _, page = contrasts(tmp_path, "--experiment", "single")
+    assert "**Only one setting was evaluated: residual, width 48.**" in page and "UPSR in 1 run:" in page
+    assert "best" not in page.lower() and page.count("**") == 2, "nothing else is bold"
+
+
+def test_bicubic_does_not_squeeze_the_variants(tmp_path: Path):
+    """Their two dots are as far apart as the axes allow, whether bicubic is far away or not."""
+    columns = ["uncertainty.variant", "unet.dim"]
+    rows = [["residual", 48, 1, 24.0, 0.31], ["dynamic", 48, 1, 24.2, 0.30]]
+    table = pd.DataFrame(rows, columns=[*columns, "seeds", "psnr", "lpips"]).assign(
+        **{"psnr std": None, "lpips std": None}
+    )
+    spans = []
+    for bicubic in (None, (19.0, 0.8)):
+        compare_page.plot(table, columns, bicubic, "holdout", tmp_path / "plot.png")
+        image = images.read(tmp_path / "plot.png").astype(int)
+        blue = np.argwhere(abs(image[..., :3] - (31, 119, 180)).max(axis=2) < 8)  # the first dot
+        orange = np.argwhere(abs(image[..., :3] - (255, 127, 14)).max(axis=2) < 8)
+        spans.append(orange[:, 1].max() - blue[:, 1].min())
+    assert min(spans) > 500
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not on PATH")
+def test_the_page_fits_a_phone(store, tmp_path: Path):
+    """Wide tables scroll in themselves, and a link leads back to the report beside the page."""
+    contrasts(tmp_path)
+    assert "index.html" not in (tmp_path / "compare.html").read_text()
+    (tmp_path / "index.html").touch()
+    contrasts(tmp_path)
+    with browser(tmp_path / "profile") as (call, errors):
+        call("Emulation.setDeviceMetricsOverride", width=400, height=800, deviceScaleFactor=2, mobile=True)
+        call("Page.navigate", url=(tmp_path / "compare.html").as_uri())
+        js = partial(script, call)
+        js("new Promise(done => document.readyState === 'complete' ? done() : addEventListener('load', done))")
+        assert js("document.documentElement.scrollWidth") == 400
+        assert js("[...document.querySelectorAll('.scroll')].filter(box => box.scrollWidth > box.clientWidth).length")
+        assert js("document.querySelector('a').getAttribute('href')") == "index.html"
+        assert errors == []
 
 
 @pytest.mark.parametrize("against", ["residual", "train.workers=1"])

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import resource
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ def identity(params: Params, benchmarks: list[Benchmark]) -> dict[str, Any]:
     trained = {"atd": params.train_atd.steps, "unet": params.train_unet.steps}
     models = {name: _describe(Path("models") / name) | {"steps": steps} for name, steps in trained.items()}
     facts = {
+        "date": datetime.now().astimezone().isoformat(" ", "minutes"),
         "protocol": params.evaluate.protocol,
         "seeds": list(params.evaluate.seeds),
         "tile": params.evaluate.tile,

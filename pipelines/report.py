@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,6 +113,7 @@ def render(reports: Path, models: Path, params: Path) -> str:
             scale=settings.scale,
             diffusion=settings.diffusion,
             uncertainty=settings.uncertainty,
+            unet=settings.unet,
             run=facts,
             results=[
                 _results(number, manifest, means[name], _of(name, per_image), folder / "pictures" / name)
@@ -120,7 +122,7 @@ def render(reports: Path, models: Path, params: Path) -> str:
             means=means_table(means),
             gains=gains_table(means),
             trainings={log.parent.name: _training(log.parent) for log in sorted(models.glob("*/log.csv"))},
-            compared=(reports / "compare.html").is_file(),
+            best=_best_variant(reports / "variants.md"),
             changes=_changes(params, facts["git_commit"].removesuffix("-dirty")),
             params=params.read_text(),
         )
@@ -224,6 +226,13 @@ def _curves(rows: list[Numbers], end: float) -> dict[str, Curve]:
         if name != "step" and (drawn := curve([x for x, _ in points], [y for _, y in points], end)):
             curves[name] = drawn
     return curves
+
+
+def _best_variant(comparison: Path) -> str:
+    """The sentence in bold with which the page of `upsr compare` begins; empty without such a page."""
+    page = comparison.read_text(encoding="utf-8") if comparison.is_file() else ""
+    answer = re.search(r"\*\*(.+?)\*\*", page)
+    return answer[1] if answer else ""
 
 
 def _changes(params: Path, commit: str) -> dict[str, tuple[Any, Any]]:

@@ -100,5 +100,7 @@ def _best(name: str, values: list[float]) -> float | None:
 
 
 def figure(name: str, value: float, sign: str = "") -> str:
-    """A metric's value with its usual decimals; `sign` "+" shows the sign of any value."""
+    """A metric's value with its usual decimals; `sign` "+" shows the sign of any value. No time is shown as 0.00."""
+    if name == "seconds" and value < 0.005:  # bicubic
+        return "–"
     return f"{value:{sign}.{DECIMALS.get(name, 3)}f}".replace("-", "−")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import pandas as pd
@@ -58,7 +59,8 @@ def test_mlflow_agrees_with_the_metrics_and_knows_where_they_came_from(project: 
     parents = project.mlflow("select distinct value from tags where key = 'mlflow.parentRunId'")
     assert parents == project.mlflow("select run_uuid from runs where name = 'residual-16' and experiment_id = 3")
     page = f"/#/experiments/3/runs/{parents[0][0]}?workflowType=machine_learning"
-    assert project.json("reports/evaluate/run.json")["mlflow_run"].endswith(page)
+    facts = project.json("reports/evaluate/run.json")
+    assert facts["mlflow_run"].endswith(page) and datetime.fromisoformat(facts["date"]).tzinfo
     assert list((project.root / "mlartifacts").rglob("maps/holdout/*/weight.png")), "no maps beside the figures"
     views = "experiments join experiment_tags using (experiment_id) where key = 'mlflow.sharedViewState.models'"
     experiments = {name for (name,) in project.mlflow(f"select name from {views}")}

@@ -137,9 +137,10 @@ def test_absent_weights_are_named_and_no_host_is_asked(tmp_path: Path, monkeypat
     before = torch.hub.get_dir(), download_util.DEFAULT_CACHE_DIR, dict(os.environ)
     monkeypatch.setattr(socket.socket, "connect", connect)
     names = ["piqe", "lpips", "niqe", "musiq", "topiq_nr", "clipiqa"]
-    metrics = Metrics(names, tmp_path, PROTOCOLS["basicsr"], 4, CPU)
+    monkeypatch.chdir(tmp_path)
+    metrics = Metrics(names, Path("weights"), PROTOCOLS["basicsr"], 4, CPU)
     assert metrics.absent.keys() == set(names) - {"piqe"}
-    assert metrics.absent["niqe"] == f"its weights are missing: put pyiqa/niqe_modelparameters.mat into {tmp_path}/hub"
+    assert metrics.absent["niqe"] == "its weights are missing: put pyiqa/niqe_modelparameters.mat into weights/hub"
     assert metrics.absent["topiq_nr"].startswith("its weights files are unknown: add them to WEIGHTS")
     assert metrics(photograph(), photograph()).keys() == {"psnr", "ssim", "piqe"}
     assert (torch.hub.get_dir(), download_util.DEFAULT_CACHE_DIR, dict(os.environ)) == before

@@ -164,9 +164,11 @@ def text(work: Path) -> str:
 
 def test_tables_hold_the_figures(work: Path, text: str) -> None:
     rows = table(stored(work))
-    page = Page(section(text, "results"))
+    page_text = section(text, "results")
+    page = Page(page_text)
     models = [[row for row in rows if row["model"] == model] for model in MODELS]
     means = [row["mean"] for own in models for row in own]
+    assert "Means on holdout" in page_text and "rowgroup" not in page_text and ">0.00<" not in text
     assert page.values[: len(means)] == means
     differences = [row["difference"] for own in models[1:] for row in own if row["metric"] != "seconds"]
     assert page.values[len(means) :][: len(differences)] == differences
@@ -319,11 +321,30 @@ def test_the_page_links_its_run_in_mlflow(work: Path, text: str, tmp_path: Path)
     assert address in Page(render(tmp_path / "reports", work / "models", PARAMS)).links
 
 
-def test_a_comparison_of_variants_is_linked_where_there_is_one(work: Path, text: str, tmp_path: Path) -> None:
+def test_the_best_variant_is_named_where_variants_were_compared(work: Path, text: str, tmp_path: Path) -> None:
     assert "compare.html" in text and "compare.html" not in Page(text).links
     shutil.copytree(work / "reports", tmp_path / "reports")
-    (tmp_path / "reports" / "compare.html").write_text("<!DOCTYPE html>")
-    assert "compare.html" in Page(render(tmp_path / "reports", work / "models", PARAMS)).links
+    best = "Best on average: in PSNR, dynamic, width 48 (30.0000)."
+    (tmp_path / "reports" / "variants.md").write_text(f"# Variants\n\n**{best}** Which\n\n| **1** |\n")
+    page = section(render(tmp_path / "reports", work / "models", PARAMS), "variants")
+    assert best in page and "compare.html" in Page(page).links
+
+
+def test_the_head_says_when_and_what(work: Path, text: str, tmp_path: Path) -> None:
+    assert "<span>residual, width 48</span>" in text
+    shutil.copytree(work / "reports", tmp_path / "reports")
+    run = identity() | {"date": "2026-01-02 03:04+01:00"}
+    (tmp_path / "reports" / "evaluate" / "run.json").write_text(json.dumps(run))
+    assert "<span>2026-01-02 03:04</span>" in render(tmp_path / "reports", work / "models", PARAMS)
+
+
+def test_the_method_shows_the_images_that_the_unet_sees(work: Path, text: str, tmp_path: Path) -> None:
+    condition = "  condition:\n  - sr\n  - bicubic\n"
+    assert condition in PARAMS.read_text()
+    arrows = section(text, "method").count("<path d=")
+    (tmp_path / "params.yaml").write_text(PARAMS.read_text().replace(condition, "  condition: [sr]\n"))
+    other = render(work / "reports", work / "models", tmp_path / "params.yaml")
+    assert section(other, "method").count("<path d=") == arrows - 1
 
 
 def test_a_full_training_has_no_note(work: Path, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ class Metrics:
         self._models: dict[str, Any] = {}
         for name in names:
             try:
-                self._models[name] = _open(name, weights.resolve() / "hub", device)
+                self._models[name] = _open(name, weights / "hub", device)
             except ConfigError:
                 raise
             except Exception as error:  # pyiqa's networks raise many types
@@ -141,7 +141,7 @@ def _open(name: str, hub: Path, device: torch.device) -> Any:
     missing = [file for file in WEIGHTS[name] if not (hub / file).is_file()]
     if missing:
         raise FileNotFoundError(f"its weights are missing: put {' and '.join(missing)} into {hub}")
-    with _weights_from(hub), contextlib.redirect_stdout(io.StringIO()):  # pyiqa prints what it loads
+    with _weights_from(hub.resolve()), contextlib.redirect_stdout(io.StringIO()):  # pyiqa prints what it loads
         return pyiqa.create_metric(name, device=device)
 
 

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
-from itertools import pairwise
 from pathlib import Path
 
 from pydantic import BaseModel, Field, ValidationError
@@ -31,6 +30,17 @@ class Outcome(BaseModel):
     reasons: list[str]
     alarm: bool
 
+    @property
+    def drifts(self) -> list[str]:
+        """The reasons that the page folds into one: a line for each metric and benchmark. Empty for a single one."""
+        lines = [reason for reason in self.reasons if reason.startswith("drift: ")]
+        return lines if len(lines) > 1 else []
+
+    @property
+    def others(self) -> list[str]:
+        """All other reasons."""
+        return [reason for reason in self.reasons if reason not in self.drifts]
+
 
 class Night(Record):
     """What the page reads of a night's record."""
@@ -45,6 +55,11 @@ class Night(Record):
     def kind(self) -> str:
         """`alarm`, or the verdict's outcome."""
         return "alarm" if self.verdict.alarm else self.verdict.outcome
+
+    @property
+    def holder(self) -> str:
+        """The role of the model that is the champion after this night."""
+        return "candidate" if self.crowned else "champion"
 
     @cached_property
     def means(self) -> dict[str, dict[str, float]]:
@@ -147,6 +162,8 @@ def _nights(folder: Path) -> tuple[list[Night], list[str]]:
 def _render(nights: Sequence[Night], damaged: Sequence[str]) -> str:
     across = Axis(0, max(len(nights) - 1, 1), WIDTH)
     benchmarks = dict.fromkeys(b for night in reversed(nights) for b in night.images)
+    panels = {b: charts for b in benchmarks if (charts := list(_charts(nights, b, across)))}
+    dots = [dot for charts in panels.values() for chart in charts for dot in chart.dots]
     return (
         templates()
         .get_template("nightly.html.j2")
@@ -154,7 +171,8 @@ def _render(nights: Sequence[Night], damaged: Sequence[str]) -> str:
             nights=nights,
             champion=_champion(nights),
             marks=list(_marks(nights, across)),
-            panels={b: charts for b in benchmarks if (charts := list(_charts(nights, b, across)))},
+            panels=panels,
+            drawn={dot.role for dot in dots} | ({"drift"} if any(dot.drifted for dot in dots) else set()),
             damaged=damaged,
             most=SHOWN,
         )
@@ -166,9 +184,9 @@ def _champion(nights: Sequence[Night]) -> tuple[str, str | None] | None:
     if not nights:
         return None
     last = nights[-1]
-    role = "candidate" if last.crowned else "champion"
-    crowned = (night.name for night in reversed(nights) if night.crowned and night.crowned == last.digests.get(role))
-    return (last.versions[role], next(crowned, None)) if role in last.versions else None
+    digest = last.digests.get(last.holder)
+    crowned = (night.name for night in reversed(nights) if night.crowned and night.crowned == digest)
+    return (last.versions[last.holder], next(crowned, None)) if last.holder in last.versions else None
 
 
 def _marks(nights: Sequence[Night], across: Axis) -> Iterator[Mark]:
@@ -207,18 +225,18 @@ def _chart(nights: Sequence[Night], benchmark: str, metric: str, across: Axis) -
         )
         for i, role, value in found
     ]
-    numbered = list(zip((i for i, *_ in found), dots, strict=True))
+    placed = {(i, role): dot for (i, role, _), dot in zip(found, dots, strict=True)}
     segments = [
-        (role, f"{dot.x},{dot.y} {after.x},{after.y}")
-        for role in ROLES
-        for (i, dot), (j, after) in pairwise((i, dot) for i, dot in numbered if dot.role == role)
-        if j == i + 1 and _joined(nights[i], nights[j], role, benchmark)
+        (role, f"{before.x},{before.y} {dot.x},{dot.y}")
+        for (i, role), dot in placed.items()
+        if (before := placed.get((i - 1, nights[i - 1].holder if role == "champion" else role)))
+        and _joined(nights[i - 1], nights[i], role, benchmark)
     ]
     labelled = sorted({round(k * (len(nights) - 1) / (X_LABELS - 1)) for k in range(X_LABELS)})
     return Chart(
         metric,
         _arrow(metric),
-        [(across.at(i), nights[i].name[5:10]) for i in labelled],
+        [(across.at(i), _short(nights[i].name)) for i in labelled],
         [(HEIGHT - position, label) for position, label in upward.ticks()],
         segments,
         dots,
@@ -230,6 +248,11 @@ def _joined(before: Night, after: Night, role: str, benchmark: str) -> bool:
     same_model = role == "champion" or before.digests.get(role) == after.digests.get(role)
     same_images = before.images.get(benchmark) == after.images.get(benchmark)
     return same_model and same_images and before.settings == after.settings
+
+
+def _short(name: str) -> str:
+    """`01-02` for the first night of a date, `01-02 03:04` for another one."""
+    return name[5:10] + (f" {name[11:13]}:{name[13:15]}" if name[10:] else "")
 
 
 def _arrow(metric: str) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -339,6 +340,36 @@ def test_the_page_shows_figures_drift_promotions_and_names_damaged_records(page:
     assert page.count('<circle class="drift" cx="150.0"') == 1, "in the second of three nights, on PSNR alone"
     assert f"champion: version 2, crowned {third}" in page
     assert "<code>2001-01-01.json</code>, <code>2001-01-02.damaged</code>" in page
+    for name in (first[5:10], f"{second[5:10]} {second[11:13]}:{second[13:15]}"):
+        assert f'text-anchor="middle">{name}</text>' in page, "nights of one date have labels of their own"
+    assert " drift</span>" in page and " bicubic</span>" not in page, "the legend has what is drawn"
+
+
+def test_a_promoted_candidate_goes_on_as_the_champion(project: Path, champion: str) -> None:
+    """The line of the champions ends at the old one, and goes on from the candidate that replaced it."""
+    a_night({"champion": 30})
+    version(project, 0.5)
+    a_night({"champion": 30, "candidate": 31})
+    a_night({"champion": 31})
+    psnr = nightly_report.write().read_text().partition("</figure>")[0]
+    dots = re.findall(r'cx="([\d.]+)" cy="([\d.]+)" r="2.4"><title>[\d-]+: (\w+ \d)', psnr)
+    before, old, new = (
+        f"{x},{y}" for x, y, name in sorted(dots, key=lambda dot: float(dot[0])) if name.startswith("champion")
+    )
+    (candidate,) = (f"{x},{y}" for x, y, name in dots if name == "candidate 2")
+    lines = re.findall(r'<polyline class="champion" points="(.*?)"', psnr.partition("<figure")[2])
+    assert lines == [f"{before} {old}", f"{candidate} {new}"]
+
+
+def test_drift_on_several_benchmarks_is_one_line(project: Path, champion: str) -> None:
+    shutil.copytree("data/benchmarks/two", "data/benchmarks/later")
+    for psnr in (30, 29):
+        a_night({"champion": psnr}, benchmarks=["two", "later"])
+    page = nightly_report.write().read_text()
+    folded = re.findall(r"<summary>drift: 2 of the champion's figures differ.*?</details>", page, re.DOTALL)
+    assert len(folded) == 2, "at the head and in the table"
+    assert all(f"psnr on {name} differs by 1.0000" in lines for lines in folded for name in ("two", "later"))
+    assert page.count("<li>drift: ") == 4 and "<td>drift: " not in page
 
 
 def test_the_page_needs_no_network(page: str) -> None:

@@ -30,8 +30,8 @@ def markdown(table: pd.DataFrame, columns: list[str], benchmark: str, runs: int,
     head += [f"{LABELS.get(m, m)} {'↑' if higher_is_better(m) else '↓'}" for m in metrics]
     lines = [f"# Uncertainty variants on {benchmark}", ""]
     lines += [answer(table, columns), ""]
-    of = f"UPSR in {runs} run{'s' * (runs > 1)}: mean ± standard deviation over seeds."
-    lines += [of + " The best mean is bold." * compared, ""]
+    counted = f"UPSR in {runs} run{'s' * (runs > 1)}: mean ± standard deviation over seeds."
+    lines += [counted + " The best mean is bold." * compared, ""]
     lines += ["| " + " | ".join(head) + " |", "| :--- |" + " ---: |" * (len(head) - 1)]
     for _, row in table.iterrows():
         cells = [str(row[c]) for c in (*columns, "seeds")] + [cell(row, m) for m in metrics]

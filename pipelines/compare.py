@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from pipelines import tracking
-from pipelines.compare_page import PRIMARY, contrasts_markdown, html, markdown, plot
+from pipelines.compare_page import PRIMARY, contrasts_markdown, has_plot, html, markdown, plot
 from pipelines.contrasts import KEYS as IMAGE_KEYS
 from pipelines.contrasts import Declared, contrast_table, forest
 from upsr.files import atomic
@@ -63,9 +63,11 @@ def compare(
     values, without_table = per_image(runs, columns, benchmark)
     contrasts = contrast_table(values, declared, PRIMARY)
     # plots
-    plot(table, columns, _reference(runs, benchmark), benchmark, folder / "variants.png")
-    forest_path = folder / "variants-forest.png"
-    forest_path.unlink(missing_ok=True)
+    plot_path, forest_path = folder / "variants.png", folder / "variants-forest.png"
+    for path in (plot_path, forest_path):
+        path.unlink(missing_ok=True)
+    if has_plot(table):
+        plot(table, columns, _reference(runs, benchmark), benchmark, plot_path)
     if not contrasts.empty:
         forest(contrasts, forest_path)
     # pages

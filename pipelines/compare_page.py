@@ -38,17 +38,23 @@ def markdown(table: pd.DataFrame, columns: list[str], benchmark: str, runs: int,
         lines.append("| " + " | ".join(cells) + " |")
     if excluded:
         lines += ["", f"Left out: {', '.join(excluded)}."]
-    return "\n".join([*lines, "", "![PSNR against LPIPS](variants.png)", ""])
+    picture = ["", "![PSNR against LPIPS](variants.png)"] if has_plot(table) else []
+    return "\n".join([*lines, *picture, ""])
+
+
+def has_plot(table: pd.DataFrame) -> bool:
+    """True if both axes of the plot were measured: a benchmark without HR images has neither."""
+    return all(f"{metric} std" in table for metric in PRIMARY)
 
 
 def answer(table: pd.DataFrame, columns: list[str]) -> str:
-    """Which setting has the best mean of each metric of `PRIMARY` that was measured; the answer is in bold."""
+    """Which setting has the best mean of each metric of `PRIMARY`, or else of each that was measured; it is in bold."""
     if len(table) == 1:
         return f"**Only one setting was evaluated: {_setting(table.iloc[0], columns)}.** `make sweep` evaluates others."
+    measured = [str(c) for c in table if f"{c} std" in table]
     best = [
-        f"in {LABELS[metric]}, {_setting(row, columns)} ({row[metric]:.4f})"
-        for metric in PRIMARY
-        if metric in table
+        f"in {LABELS.get(metric, metric)}, {_setting(row, columns)} ({row[metric]:.4f})"
+        for metric in [m for m in PRIMARY if m in measured] or measured
         for row in [table.sort_values(metric, ascending=not higher_is_better(metric)).iloc[0]]
     ]
     return f"**Best on average: {'; '.join(best)}.** Which differences are certain is below, under Contrasts."

@@ -154,6 +154,16 @@ def test_a_single_setting_is_not_the_best_of_anything(store, tmp_path: Path):
     assert "best" not in page.lower() and page.count("**") == 2, "nothing else is bold"
 
 
+def test_a_benchmark_without_originals_has_no_plot(store, tmp_path: Path):
+    for variant, niqe in (("residual", 5.5), ("dynamic", 4.5)):
+        params = {"seed": 0, "unet": {"dim": 48}, "uncertainty": {"variant": variant}}
+        with tracking.start("real", f"upsr-{variant}", params, {"model": "upsr"}) as tracker:
+            tracker.metrics({"RealSet65/niqe": niqe})
+    _, page = contrasts(tmp_path, "--experiment", "real", "--benchmark", "RealSet65")
+    assert "**Best on average: in NIQE, dynamic, width 48 (4.5000).**" in page
+    assert "variants.png" not in page and not (tmp_path / "variants.png").exists()
+
+
 @pytest.mark.parametrize("bicubic", [None, (19.0, 0.8)])
 def test_bicubic_does_not_squeeze_the_variants(tmp_path: Path, bicubic: tuple[float, float] | None):
     """Two dots are as far apart as the plot is wide. Their markers in the legend are above each other."""

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -213,8 +214,12 @@ def test_a_signal_saves_in_all_processes_and_ends_the_stage_as_one(project: Proj
 
 def group(process: subprocess.Popen[str]) -> list[int]:
     """The living processes of its group."""
-    alive = (p for p in psutil.process_iter() if p.pid != process.pid and p.status() != psutil.STATUS_ZOMBIE)
-    return [p.pid for p in alive if psutil.pid_exists(p.pid) and os.getpgid(p.pid) == process.pid]
+    found = []
+    for p in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess, ProcessLookupError):  # ended meanwhile
+            if p.pid != process.pid and p.status() != psutil.STATUS_ZOMBIE and os.getpgid(p.pid) == process.pid:
+                found.append(p.pid)
+    return found
 
 
 def test_a_killed_process_ends_the_others_and_is_named(project: Project):
@@ -222,10 +227,10 @@ def test_a_killed_process_ends_the_others_and_is_named(project: Project):
     wait_for(process, "step 2/500")
     workers = [p for p in psutil.Process(process.pid).children() if "spawn_main" in " ".join(p.cmdline())]
     assert len(workers) == 2
-    max(workers, key=lambda p: p.create_time()).kill()
+    max(workers, key=lambda p: (p.create_time(), p.pid)).kill()
     output = process.communicate(timeout=PATIENCE)[0]
-    assert process.returncode == 128 + signal.SIGKILL
-    assert output.splitlines()[-1] == "error: process 1 ended with SIGKILL: run again to resume"
+    assert process.returncode == 128 + signal.SIGKILL, output
+    assert "error: process 1 ended with SIGKILL: run again to resume" in output.splitlines(), output
     until(lambda: not group(process))
 
 

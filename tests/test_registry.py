@@ -144,7 +144,11 @@ def ask(port: int, question: dict) -> dict:
 
 @pytest.mark.parametrize(
     ("uri", "says"),
-    [(CHAMPION, "MLflow at sqlite:"), ("models:/upsr/7", "MLflow at sqlite:"), ("models:/upsr", "write models:/NAME")],
+    [
+        (CHAMPION, "mlflow.db: no MLflow store"),
+        ("models:/upsr/7", "mlflow.db: no MLflow store"),
+        ("models:/upsr", "write models:/NAME"),
+    ],
 )
 def test_a_model_that_is_not_there_is_one_line(
     uri: str, says: str, store: Path, picture: Path, capsys: pytest.CaptureFixture[str]

@@ -327,24 +327,26 @@ def test_out_of_memory_names_the_batch_and_the_key():
 def fitting(store: Path, folder: Path, spare: int, found: Any) -> None:
     """Puts into `found` the micro-batch of a process that may allocate only `spare` more bytes."""
     torch.set_num_threads(1)
-    run = Run(store, folder, train_atd={"batch": 16, "micro_batch": "auto", "patch": 128})
+    run = Run(store, folder, train_atd={"batch": 16, "micro_batch": "auto", "patch": 256})
     accelerator, atd, objective = Accelerator(cpu=True), build_atd(run.params.atd, 4), atd_objective(run.params)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + spare, resource.RLIM_INFINITY))
-    found.put(micro_batch_size(run.params.train_atd, atd, objective, accelerator))
+    size = micro_batch_size(run.params.train_atd, atd, objective, accelerator)
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    found.put(size)
 
 
 def test_auto_takes_what_the_memory_holds(store: Path, tmp_path: Path):
     context = multiprocessing.get_context("spawn")
     sizes = []
-    for spare in (2**34, 250 * 2**20):
+    for spare in (2**34, 400 * 2**20):
         found = context.Queue()
         process = context.Process(target=fitting, args=(store, tmp_path, spare, found))
         process.start()
         sizes.append(found.get(timeout=PATIENCE))
         process.join(PATIENCE)
     assert sizes[0] == 16
-    assert sizes[1] in (2, 4, 8), "none, or all of what did not fit"
+    assert sizes[1] in (2, 4, 8), f"{sizes[1]}: none, or all of what did not fit"
 
 
 def test_auto_ends_bit_for_bit_as_the_number_that_it_chooses(store: Path, tmp_path: Path, capsys):

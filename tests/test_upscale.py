@@ -16,6 +16,7 @@ from test_photo import DAMAGED, Nearest, noise
 
 from upsr import images
 from upsr.__main__ import main
+from upsr.commands.upscale import interruptible
 from upsr.files import ImageError
 from upsr.inference import batch
 from upsr.inference.batch import canvas, plan
@@ -265,6 +266,21 @@ def test_what_is_wrong_with_the_options_is_known_at_once(folder: Path, capsys: p
     ):
         assert upsr("upscale", "in/a.png", "--model", "nowhere", *options) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_ctrl_c_in_a_finalizer_is_heard_before_the_next_tile():
+    class Ending:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    with interruptible() as check:
+        ending = Ending()
+        check()
+        del ending  # Python drops the KeyboardInterrupt
+        with pytest.raises(KeyboardInterrupt):
+            check()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_ctrl_c_leaves_whole_files_and_says_how_to_go_on(folder: Path):

@@ -2,11 +2,13 @@
 
 import argparse
 import os
+import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from upsr.commands import add_model_options, model_file, new, open_device, positive
@@ -111,13 +113,14 @@ def run(options: argparse.Namespace) -> None:
 
     @contextmanager
     def progress(photo: "Photo") -> "Iterator[Tick]":
-        """A bar over the tiles of an image."""
+        """A bar over the tiles of an image. Each tile ends at Ctrl-C."""
         tiles, megapixels = model.tiles(photo, tile), photo.pixels.size / photo.pixels.shape[2] / 1e6
         form = "{l_bar}{bar}| {n_fmt}/{total_fmt} tiles [{elapsed}<{remaining}, {rate_inv_fmt}{postfix}]"
         with tqdm(total=tiles, unit="tile", leave=False, disable=None, bar_format=form) as bar:
             begun = time.monotonic()
 
             def tick() -> None:
+                check()
                 bar.update()
                 bar.set_postfix_str(f"{megapixels * bar.n / tiles / (time.monotonic() - begun):.3f} MP/s")
 
@@ -125,24 +128,52 @@ def run(options: argparse.Namespace) -> None:
 
     failed = 0
     bar = tqdm(left, desc="upscale", unit="image", disable=None if len(left) > 1 else True)
-    try:
-        for job in bar:
-            try:
-                upscale(model, job, style, seed=options.seed, tile=tile, progress=progress)
-            except Exception as error:  # the last image ends a batch, nothing else
-                failed += 1
-                text = one_line(error) if isinstance(error, ValueError | OSError) else f"{job.source}: {error!r}"
-                text += ", or give --first-frame" if isinstance(error, FramesError) else ""
-                tqdm.write(f"error: {text}", file=sys.stderr)
-    except KeyboardInterrupt:
-        tqdm.write("stopped: whole files only were written; --skip-existing goes on from here", file=sys.stderr)
-        raise
+    with interruptible() as check:
+        try:
+            for job in bar:
+                check()
+                try:
+                    upscale(model, job, style, seed=options.seed, tile=tile, progress=progress)
+                except Exception as error:  # the last image ends a batch, nothing else
+                    failed += 1
+                    text = one_line(error) if isinstance(error, ValueError | OSError) else f"{job.source}: {error!r}"
+                    text += ", or give --first-frame" if isinstance(error, FramesError) else ""
+                    tqdm.write(f"error: {text}", file=sys.stderr)
+        except KeyboardInterrupt:
+            tqdm.write("stopped: whole files only were written; --skip-existing goes on from here", file=sys.stderr)
+            raise
     counts = {"upscaled": len(left) - failed, "there already": len(jobs) - len(left), "failed": failed}
     told = ", ".join(f"{number} {what}" for what, number in counts.items() if number)
     folder = os.path.commonpath([job.target.absolute().parent for job in jobs])
     print(f"{told} in {time.monotonic() - started:.0f} s: {jobs[0].target if len(jobs) == 1 else folder}")
     if failed:
         raise ImageError(f"{failed} of {len(jobs)} images could not be upscaled")
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], None]]:
+    """Ctrl-C raises `KeyboardInterrupt`, if not at once, then when the function given is called.
+
+    Python drops an exception that is raised in a finalizer or in a callback from C, as libvips makes them.
+    """
+    pressed = False
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        pressed = True
+        signal.default_int_handler(number, frame)
+
+    def check() -> None:
+        if pressed:
+            raise KeyboardInterrupt
+
+    previous = signal.getsignal(signal.SIGINT)
+    if previous is signal.default_int_handler:  # a job in the background ignores Ctrl-C
+        signal.signal(signal.SIGINT, handle)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def _suffix(options: argparse.Namespace, weights: Path) -> str:

@@ -19,6 +19,7 @@ from upsr.inference.precision import fast_dtype
 from upsr.inference.tiling import Fields, blend, cuts, join
 from upsr.inference.upscaler import Upscaler
 from upsr.memory import free_memory
+from upsr.photo.reading import Photo
 
 
 @pytest.fixture(scope="module")
@@ -52,16 +53,17 @@ def test_tiles_cover_everything_share_it_evenly_and_overlap(length: int, multipl
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (8, 8), (9, 30), (37, 21)])
-def test_tiles_of_a_local_function_join_to_the_whole(height: int, width: int):
-    def double(part: Fields, top: int, left: int) -> Fields:
+@pytest.mark.parametrize("together", [1, 3])
+def test_tiles_of_a_local_function_join_to_the_whole(height: int, width: int, together: int):
+    def double(part: Fields, top: int, lefts: list[int]) -> Fields:
         """Both fields enlarged, under other names."""
         return {f"large {name}": x.repeat_interleave(2, 2).repeat_interleave(2, 3) for name, x in part.items()}
 
     inputs = {"image": torch.rand(1, 3, height, width), "map": torch.rand(1, 1, height, width)}
     rows, columns = cuts(height, 8, 2), cuts(width, 8, 2)
-    bands = list(blend(inputs, double, rows=rows, columns=columns, overlap=2, scale=2))
+    bands = list(blend(inputs, double, rows=rows, columns=columns, overlap=2, scale=2, together=together))
     assert [row for row, _ in bands] == list(np.cumsum([0] + [b["large map"].shape[2] for _, b in bands[:-1]]))
-    whole, expected = join([band for _, band in bands]), double(inputs, 0, 0)
+    whole, expected = join([band for _, band in bands]), double(inputs, 0, [0])
     assert whole.keys() == expected.keys()
     assert all(torch.allclose(whole[name], expected[name], atol=1e-6) for name in whole)
 
@@ -69,8 +71,8 @@ def test_tiles_of_a_local_function_join_to_the_whole(height: int, width: int):
 def test_seams_fade():
     """Two tiles that disagree are joined by a ramp: no step is larger than the ramp's."""
 
-    def constant(part: Fields, top: int, left: int) -> Fields:
-        return {"side": torch.full_like(part["lr"], float(left > 0))}
+    def constant(part: Fields, top: int, lefts: list[int]) -> Fields:
+        return {"side": torch.full_like(part["lr"], float(lefts[0] > 0))}
 
     inputs, rows, columns = {"lr": torch.zeros(1, 1, 4, 24)}, cuts(4, 16, 8), cuts(24, 16, 8)
     bands = blend(inputs, constant, rows=rows, columns=columns, overlap=8, scale=1)
@@ -124,6 +126,22 @@ def test_tiles_see_one_noise_field(model: Path):
     assert whole.std() > 0.01
     for tile in (16, 32):
         assert (upscaler.upscale(x, seed=3, tile=tile).image - whole).abs().max() <= 1 / 255 + 1e-6
+
+
+@pytest.mark.parametrize("variant", ["residual", "edge_frequency", "dynamic"])
+def test_tiles_in_batches_give_the_picture_of_tiles_one_by_one(tmp_path: Path, variant: str):
+    """As on a GPU, which is idle with one small tile."""
+    p = params(unet={"dim": 16, "window": 4, "lr_size": 8}, uncertainty={"variant": variant}, diffusion={"steps": 3})
+    one, many = (Upscaler.from_pretrained(save_model(tmp_path, p)) for _ in range(2))
+    many.batch_bytes = 2**30
+    x, ticks = torch.rand(1, 3, 40, 70), []
+    rows, columns = many.grid(40, 70, 16)
+    assert (one.together(16), many.together(16) > len(columns) > 2) == (1, True)
+    expected, found = (upscaler.upscale(x, seed=3, tile=16) for upscaler in (one, many))
+    assert (found.image - expected.image).abs().max() <= 1 / 255 + 1e-6
+    assert all((found.maps[name] - expected.maps[name]).abs().max() < 1e-4 for name in expected.maps)
+    many.enlarge(Photo(picture(40, 70)), tile=16, tick=lambda: ticks.append(1))
+    assert len(ticks) == len(rows) * len(columns) == many.tiles(Photo(picture(40, 70)), tile=16)
 
 
 def test_auto_changes_the_precision_of_the_unet_alone(model: Path):

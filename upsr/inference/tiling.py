@@ -9,7 +9,7 @@ from torch import Tensor
 FLOOR = 1e-3  # the taper stays above 0, so that every output pixel has a positive total weight
 
 Fields = dict[str, Tensor]
-"""Images and maps of one resolution by name, each (1, C, H, W)."""
+"""Images and maps of one resolution by name, each (B, C, H, W)."""
 
 
 class Sliceable(Protocol):
@@ -43,37 +43,41 @@ def taper(length: int, overlap: int) -> Tensor:
 
 def blend(
     inputs: Mapping[str, Sliceable],
-    run: Callable[[Fields, int, int], Fields],
+    run: Callable[[Fields, int, list[int]], Fields],
     *,
     rows: list[slice],
     columns: list[slice],
     overlap: int,
     scale: int,
+    together: int = 1,
 ) -> Iterator[tuple[int, Fields]]:
-    """Calls `run(part, top, left)` on the tiles of `inputs`, which share one LR size, and blends its results.
+    """Calls `run(part, top, lefts)` on the tiles of `inputs`, which share one LR size, and blends its results.
 
-    `rows` and `columns` are `cuts` with this `overlap`. `part` holds the inputs' tiles at (top, left); `run` returns
-    fields of `scale` times their size. Yields (first HR row, band) from top to bottom: a band ends where the next row
-    of tiles starts.
+    `rows` and `columns` are `cuts` with this `overlap`. `part` holds a batch of the inputs' tiles, those at
+    (top, left) for each of `lefts`, at most `together`; `run` returns fields of `scale` times their size. Yields
+    (first HR row, band) from top to bottom: a band ends where the next row of tiles starts.
     """
     height, width = next(iter(inputs.values())).shape[2:]
     sums: Fields = {}
     # total weights: `sums` is divided by them
     tapers = torch.zeros(1, 1, (rows[0].stop - rows[0].start) * scale, width * scale)
-    for i, row in enumerate(rows):
-        for column in columns:
-            # one tile
-            part = {name: x[:, :, row, column] for name, x in inputs.items()}
-            edge = _edge_taper(row, height, overlap, scale)[:, None] * _edge_taper(column, width, overlap, scale)[None]
-            # add it to the band
-            span = slice(column.start * scale, column.stop * scale)
-            for name, out in run(part, row.start, column.start).items():
-                if name not in sums:
-                    sums[name] = torch.zeros(1, out.shape[1], *tapers.shape[2:])
-                sums[name][..., span] += out.float().cpu() * edge
-            tapers[..., span] += edge
+    for number, row in enumerate(rows):
+        for first in range(0, len(columns), together):
+            # the tiles
+            batch = columns[first : first + together]
+            part = {name: torch.cat([x[:, :, row, column] for column in batch]) for name, x in inputs.items()}
+            results = run(part, row.start, [column.start for column in batch])
+            # add them to the band
+            for tile, column in enumerate(batch):
+                edge = _edge_taper(row, height, overlap, scale)[:, None] * _edge_taper(column, width, overlap, scale)
+                span = slice(column.start * scale, column.stop * scale)
+                for name, out in results.items():
+                    if name not in sums:
+                        sums[name] = torch.zeros(1, out.shape[1], *tapers.shape[2:])
+                    sums[name][..., span] += out[tile].float().cpu() * edge
+                tapers[..., span] += edge
         # finished rows, which no later tile reaches
-        following = rows[i + 1].start if i + 1 < len(rows) else height
+        following = rows[number + 1].start if number + 1 < len(rows) else height
         done = (following - row.start) * scale
         yield row.start * scale, {name: x[:, :, :done] / tapers[:, :, :done] for name, x in sums.items()}
         sums, tapers = {name: _scroll(x, done) for name, x in sums.items()}, _scroll(tapers, done)

@@ -18,6 +18,7 @@ from upsr.diffusion.uncertainty import Analysis, enlarged
 from upsr.images import pad_to, round8
 from upsr.inference.precision import Dtype, fast_dtype
 from upsr.inference.tiling import Fields, Sliceable, blend, cuts, join
+from upsr.memory import free_memory
 from upsr.models.atd import ATD, build_atd
 from upsr.models.unet import build_unet
 from upsr.photo.alpha import fill, is_flat, limits
@@ -68,6 +69,8 @@ class Upscaler:
         self.atd_dtype = DTYPES["fp32" if dtype == "auto" else dtype]
         self.atd, self.diffuser = atd.to(device).to(memory_format=LAYOUT).eval(), diffuser
         self.multiple = math.lcm(atd.window, diffuser.multiple if diffuser else 1)
+        # Memory for a batch of tiles. A CPU gets tiles one by one: each keeps all its cores busy.
+        self.batch_bytes = free_memory(self.device) / 4 if self.device.type != "cpu" else 0
 
     @classmethod
     def from_pretrained(
@@ -146,12 +149,20 @@ class Upscaler:
 
     def fitting_tile(self, free: int) -> int:
         """The tile for so many bytes of free memory: the largest of `TILES` that needs a quarter, or the least."""
+        largest = math.sqrt(free / 4 / self._bytes_per_pixel())
+        return max([tile for tile in TILES if tile <= largest], default=TILES[0])
+
+    def together(self, tile: int) -> int:
+        """How many tiles the networks get at once."""
+        return max(int(self.batch_bytes / (self._bytes_per_pixel() * tile**2)), 1) if self.batch_bytes else 1
+
+    def _bytes_per_pixel(self) -> int:
+        """Memory of the networks per LR pixel."""
         need = ATD_BYTES * self.atd.get_parameter("conv_first.weight").shape[0]
         if self.diffuser is not None:
             tail = self.diffuser.denoiser.network.get_parameter("conv_last.weight").shape[1]
             need += UNET_BYTES * self.scale**2 * tail
-        largest = math.sqrt(free / 4 / need)
-        return max([tile for tile in TILES if tile <= largest], default=TILES[0])
+        return need
 
     def grid(self, height: int, width: int, tile: int) -> tuple[list[slice], list[slice]]:
         """The rows and columns of tiles into which an LR image is cut."""
@@ -203,37 +214,39 @@ class Upscaler:
                 analysis = diffuser.analyse(lr[:, :, :, :].to(self.device))  # of the whole image
             inputs["analysis"] = analysis.maps.cpu()
 
-        def run(part: Fields, top: int, left: int) -> Fields:
+        def run(part: Fields, top: int, lefts: list[int]) -> Fields:
             if diffuser is None:
-                fields = self._tile(part["lr"])
+                fields = self._tiles(part["lr"])
             else:
                 whole = analysis._replace(maps=part["analysis"])
-                fields = self._diffused_tile(diffuser, part["lr"], whole, top=top, left=left, seed=seed)
-            tick()
+                fields = self._diffused_tiles(diffuser, part["lr"], whole, top=top, lefts=lefts, seed=seed)
+            for _ in lefts:
+                tick()
             return fields
 
         height, width = lr.shape[2:]
         rows, columns = self.grid(height, width, tile)
-        return blend(inputs, run, rows=rows, columns=columns, overlap=overlap_of(tile), scale=self.scale)
+        together, overlap = self.together(tile), overlap_of(tile)
+        return blend(inputs, run, rows=rows, columns=columns, overlap=overlap, scale=self.scale, together=together)
 
     def _precision(self, dtype: torch.dtype | None) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, dtype) if dtype else nullcontext()
 
     def _auxiliary(self, lr: Tensor, multiple: int = 1) -> tuple[Tensor, Tensor]:
-        """(y↑, g(y)) of a tile, nominally in [0, 1], padded by reflection to multiples of `multiple`."""
+        """(y↑, g(y)) of tiles, nominally in [0, 1], padded by reflection to multiples of `multiple`."""
         lr = pad_to(lr, *(-(-side // multiple) * multiple for side in lr.shape[2:])).to(self.device)
         with self._precision(self.atd_dtype):
             return upsample(lr, self.scale), self.atd(lr).float()
 
     @torch.inference_mode()
-    def _tile(self, lr: Tensor) -> Fields:
+    def _tiles(self, lr: Tensor) -> Fields:
         """The image of g alone, and its residual ψ."""
         y_up, sr = self._auxiliary(lr)
         return {"image": sr, "residual": (sr - y_up).abs().mean(1, keepdim=True)}
 
     @torch.inference_mode()
-    def _diffused_tile(
-        self, diffuser: Diffuser, lr: Tensor, analysis: Analysis, *, top: int, left: int, seed: int
+    def _diffused_tiles(
+        self, diffuser: Diffuser, lr: Tensor, analysis: Analysis, *, top: int, lefts: list[int], seed: int
     ) -> Fields:
         """The sampled image, ψ, the maps of y, and w at each of the shown timesteps."""
         # prior
@@ -243,7 +256,7 @@ class Upscaler:
         analysis = analysis._replace(maps=pad_to(analysis.maps, height // s, width // s).to(self.device))
 
         def noise(t: int) -> Tensor:
-            return field(seed, t, top * s, left * s, height, width).to(self.device)
+            return torch.cat([field(seed, t, top * s, left * s, height, width) for left in lefts]).to(self.device)
 
         # sampling
         with self._precision(self.dtype):

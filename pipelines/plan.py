@@ -1,6 +1,5 @@
 """Estimates the disk space, memory and time that the pipeline needs."""
 
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipelines import train_atd, train_unet
 from pipelines.processes import shares
 from upsr.acquisition.space import data_sizes, free_space, on_disk
+from upsr.bench.rate import DTYPES, product_rate
 from upsr.config import Params, Recipe
 from upsr.memory import free_memory
 from upsr.models.atd import build_atd
@@ -47,7 +47,7 @@ def plan(params: Params) -> str:
     the stages would.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    product = matrix_speed(device, params.train.precision)
+    product = product_rate(device, DTYPES[params.train.precision])
     lines = [f"{_name(device)}: {product / 1e12:.3g} TFLOP/s in a product of {params.train.precision} matrices"]
     # data
     sizes = data_sizes(params)
@@ -135,18 +135,6 @@ def count(
     activations = sum(x.untyped_storage().nbytes() for storage, x in saved.items() if storage not in weights)
     parameters = sum(p.numel() for p in network.parameters())
     return Step(parameters, counter.get_total_flops() * recipe.batch // n, activations // n)
-
-
-def matrix_speed(device: torch.device, precision: str, side: int = 2048, seconds: float = 0.5) -> float:
-    """FLOP/s of a large matrix product, by measurement."""
-    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    a = torch.rand(side, side, device=device).to(dtypes[precision])
-    (a @ a).sum().item()  # warm-up
-    start, rounds = time.perf_counter(), 0
-    while time.perf_counter() < start + seconds:
-        (a @ a).sum().item()
-        rounds += 1
-    return 2 * side**3 * rounds / (time.perf_counter() - start)
 
 
 def _needs(step: Step, recipe: Recipe, share: int, gib: float) -> str:

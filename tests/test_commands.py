@@ -1,6 +1,7 @@
 """`upsr degrade`, `doctor` and `bench`, as a user runs them."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -157,6 +158,19 @@ def test_bench_inference_measures_every_precision(model: str, capsys):
     assert head.startswith(f"{model}, 16x16")
     assert [row.split()[0] for row in rows] == ["auto", "bf16", "fp32"]
     assert all("MP/s" in row and "peak memory" in row for row in rows)
+
+
+def test_bench_sample_measures_both_networks_alone_and_in_batches(project: Path, capsys):
+    (project / "params.yaml").write_text(json.dumps(settings()))
+    main(["bench", "sample", "--side", "16", "--device", "cpu"])
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.startswith("ATD 16 in fp32, UNet 16 in ") and "2 steps, 16x16" in head
+    assert [row[:26].strip() for row in rows] == [
+        f"{part}, eager, batch {batch}" for batch in (1, 16) for part in ("g", "UNet")
+    ]
+    for row in rows:
+        image, flops, share = (float(number) for number in re.findall(r" ([\d.e-]+) (?:ms|TFLOP|%)", row))
+        assert image > 0 and flops > 0 and 0 <= share < 200
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 """Speed of both trainings: where a step's time goes, and the same steps by other settings."""
 
-import functools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from upsr import images
+from upsr.bench.rate import DTYPES, product_rate
 from upsr.config import Params, Recipe, Train
 from upsr.data.datasets import PatchDataset, step_batches
 from upsr.data.lmdb_store import pack
@@ -36,7 +36,6 @@ LMDB, WEIGHTS = Path("data/train.lmdb"), Path("data/metric_weights")
 PARTS = ("data", "degradation", "g", "network", "perceptual", "optimiser")
 PAUSE = ""  # between two steps
 ROUNDS = 5  # each measures every setting, so that other load on the machine affects all alike
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def bench_train(params: Params, device: str, folder: Path, compiled: bool) -> None:
@@ -192,24 +191,6 @@ def _watched(objective: Any, clock: Clock) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-@functools.cache
-def product_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a product of large square matrices."""
-    side, count = (8192, 20) if device.type == "cuda" else (1024, 2)
-    a = torch.rand(side, side, device=device).to(dtype)
-
-    def seconds() -> float:
-        start = time.perf_counter()
-        for _ in range(count):
-            a @ a
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
-
-    seconds()  # warm-up
-    return 2 * side**3 * count / min(seconds() for _ in range(3))
 
 
 def _atd(params: Params, weights: Path) -> tuple[Callable[[], nn.Module], Objective]:

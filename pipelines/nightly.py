@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pipelines import gate, registry, tracking
 from pipelines.gate import Case, Evidence, Required, Values, Verdict
 from upsr.config import Params
-from upsr.data.benchmarks import locate, open_benchmarks
+from upsr.data.benchmarks import locate, name_of, open_benchmarks
 from upsr.evaluation.metrics import needs_reference
 from upsr.evaluation.statistics import NAMES
 from upsr.files import DataError, atomic, one_line, sha256
@@ -293,7 +293,7 @@ def _add_benchmarks(run: NightlyRun, params: Params) -> None:
     except DataError as error:
         run.lost.append(str(error))
         return
-    folders = {locate(name).resolve().name: locate(name) for name in params.evaluate.benchmarks if name not in absent}
+    folders = {name_of(locate(name)): locate(name) for name in params.evaluate.benchmarks if name not in absent}
     run.absent = absent
     run.images = {benchmark.name: benchmark.digest for benchmark in found}
     run.folders = {name: folders[name] for name in run.images}

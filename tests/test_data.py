@@ -541,6 +541,12 @@ def test_a_benchmark_pairs_by_name(benchmark_folder):
     assert opened.pairs[0].hr == benchmark_folder / "HR/a.png"
 
 
+def test_a_linked_benchmark_has_the_name_of_the_link(benchmark_folder, tmp_path):
+    (tmp_path / "Set5").symlink_to(benchmark_folder)
+    for path in (tmp_path / "Set5", tmp_path / "Set5/HR/.."):
+        assert open_benchmark(path, 4).name == "Set5"
+
+
 def test_the_digest_follows_names_and_contents(benchmark_folder, tmp_path):
     first = open_benchmark(benchmark_folder, 4).digest
     moved = benchmark_folder.rename(tmp_path / "Moved")

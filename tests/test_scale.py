@@ -22,7 +22,11 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "params.yaml"
 
 
-KNOWN = {"df2k": "unet.dim: 48 -> 160", "starter": "data.source: sample -> folder"}  # a change of each scale
+KNOWN = {  # a change of each scale
+    "df2k": "unet.dim: 48 -> 160",
+    "imagenet-test": "degradation.final_sinc: 0.8 -> 0.2",
+    "starter": "data.source: sample -> folder",
+}
 
 
 @pytest.mark.parametrize("name", sorted({p.stem for p in (ROOT / "scales").glob("*.yaml")} - {"study"}))
@@ -33,7 +37,9 @@ def test_a_scale_is_put_in_place_and_only_what_it_names_changes(project: Path, n
     written, after = project.read_text(), flatten(read_yaml(project))
     told = capsys.readouterr().out.splitlines()
     assert KNOWN[name] in told
-    assert {line.split(": ")[0] for line in told} == {key for key in after if after[key] != before[key]}
+    assert {line.split(": ")[0] for line in told} == {
+        key for key in after if key not in before or after[key] != before[key]
+    }
     assert all(line.partition("#")[2] in written for line in text.splitlines() if "#" in line)
     main(["scale", name])
     assert project.read_text() == written
@@ -64,7 +70,7 @@ def test_what_would_not_be_valid_is_not_written(project: Path, capsys):
     Path("scales/odd.yaml").write_text("unet: {dim: 50}")
     for name, message in (
         ("odd", "scales/odd.yaml: unet.dim 50"),
-        ("none", "available: df2k, odd, starter"),
+        ("none", "available: df2k, imagenet-test, odd, starter"),
         ("study", "a study, not a scale: run `make study`"),
     ):
         with pytest.raises(SystemExit) as end:

@@ -47,7 +47,8 @@ def _lines(notes: dict[str, Any]) -> list[str]:
         kind = "sigma" if f"{name}.noise.sigma" in notes else "poisson_scale"
         noise = f"{'gauss' if kind == 'sigma' else 'poisson'} {notes[f'{name}.noise.{kind}']:.3g}"
         gray = " gray" if notes[f"{name}.noise.gray"] else ""
-        size = f"{notes[f'{name}.resize.mode']} x{notes[f'{name}.resize.factor']:.2f}"
+        mode, factor = notes.get(f"{name}.resize.mode", "kept"), notes.get(f"{name}.resize.factor", 1)
+        size = f"{mode} x{factor:.2f}"
         lines.append(f"blur {notes[f'{name}.blur.spread']:.1f} {size} {noise}{gray} q{notes[f'{name}.jpeg']:.0f}")
     return lines
 

@@ -73,8 +73,8 @@ class Round(Section):
 
     blur: Blur
     """Blur, the first operation of the round."""
-    resize: Resize
-    """Resizing, after the blur."""
+    resize: Resize | None
+    """Resizing, after the blur; null: none, the image keeps its size until the next resize."""
     noise: Noise
     """Noise, after the resizing."""
     jpeg: Annotated[tuple[Quality, Quality], AfterValidator(ascending)]

@@ -1,6 +1,7 @@
 """Benchmarks on disk: pairs of an LR and an HR image, or LR images without a reference."""
 
 import hashlib
+import os
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +74,7 @@ def open_benchmark(folder: str | Path, scale: int) -> Benchmark:
     for path in paths:
         images.check_name(path)
     files = {path.relative_to(folder).as_posix(): _size_and_hash(path) for path in paths}
-    name = folder.resolve().name
+    name = name_of(folder)
     return Benchmark(name, tuple(pairs), scale, _origin(folder, name, pairs), files)
 
 
@@ -99,6 +100,11 @@ def open_benchmarks(names: tuple[str, ...], scale: int) -> tuple[list[Benchmark]
 def locate(name: str) -> Path:
     """Folder of an entry of `evaluate.benchmarks`: a plain name is below data/benchmarks, any other is a path."""
     return Path(name) if "/" in name else FOLDER / name
+
+
+def name_of(folder: Path) -> str:
+    """The name of the benchmark in a folder: the folder's own, also where it is a link to one of another name."""
+    return Path(os.path.abspath(folder)).name
 
 
 def _advice(folder: Path) -> str:

@@ -59,24 +59,25 @@ KNOWN = {
     "ImageNet-Test": KnownBenchmark(
         3000,
         True,
-        "ResShift's recipe, second-order degradation",
+        "ResShift's recipe: blur, resize and noise once, JPEG twice",
         RESSHIFT,
-        "put its gt/ and lq/ into {folder}. To make a similar set, put the central 256x256 of 3,000 ImageNet "
-        "validation images into {folder}/HR and run `upsr degrade {folder}/HR -o {folder}/LRx4 --seed 0`",
+        "put the gt/ and lq/ that its README links into {folder}; or make a similar set of your ImageNet: "
+        "run `upsr degrade IMAGENET/val -o {folder} --benchmark --scale imagenet-test --sample 3000 --side 256 "
+        "--seed 10000`",
     ),
     "RealSR": KnownBenchmark(
         100,
         True,
         "photographed with a shorter focal length",
         "https://github.com/csjcai/RealSR (version 3)",
-        "unpack it so that {folder}/Canon/Test/4 and {folder}/Nikon/Test/4 exist",
+        'unpack it and run `ln -s "$PWD/RealSR(V3)" {folder}`; Canon/Test/4 and Nikon/Test/4 are measured as released',
     ),
     "RealSet65": KnownBenchmark(
         65,
         False,
         "photographs as found, without a reference",
         RESSHIFT,
-        "copy testdata/RealSet65 to {folder}; without a reference, only metrics that need none are computed",
+        "and run `cp -r ResShift/testdata/RealSet65 {folder}`; only metrics that need no reference are computed",
     ),
 }
 """By name, in the order of listings."""

@@ -90,9 +90,10 @@ def _degrade(x: Tensor, name: str, values: Round, base: Sequence[int], draws: Dr
     """Blur, resize to a random multiple of `base`, noise."""
     make = partial(kernels.random_kernel, **dict(values.blur))
     x = ops.filter2d(x, _kernels(f"{name}.blur", make, draws))
-    draws.notes[f"{name}.resize.factor"] = factor = ops.random_factor(draws.batch, **dict(values.resize))
-    size = [max(1, int(side * factor)) for side in base]
-    x = ops.random_resize(x, f"{name}.resize", size, draws)
+    if values.resize:
+        draws.notes[f"{name}.resize.factor"] = factor = ops.random_factor(draws.batch, **dict(values.resize))
+        size = [max(1, int(side * factor)) for side in base]
+        x = ops.random_resize(x, f"{name}.resize", size, draws)
     return ops.random_noise(x, f"{name}.noise", draws, **dict(values.noise))
 
 

@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from conftest import ROOT, params, save_model
-from hostile_files import COUNTS, STATE, Maker, image, tar
+from hostile_files import COUNTS, STATE, Maker, image
 
 from pipelines import nightly, stage, train_atd
 from upsr.__main__ import main as upsr
 from upsr.acquisition.archives import Archive, prepare
 from upsr.acquisition.transfer import Remote
 from upsr.config import load_params
+from upsr.data.benchmarks import open_benchmark
 from upsr.data.lmdb_store import Reader, verify
 from upsr.data.subimages import crop
 
@@ -47,8 +48,7 @@ def opened(kind: str, number: int, folder: Path, name: str) -> None:
     """Opens the file `name` in `folder`, as a user's file of this kind would be. The entry alternates by `number`."""
     path, tiny = folder / name, folder.parent / "tiny.png"
     result = str(folder / "result")
-    archive = name if kind == "archives" else "x.tar"
-    download = [Archive(Remote(archive, ("http://127.0.0.1:9/",), None, None), "*/*.png", 2, 10 << 20, "", "")]
+    download = [Archive(Remote(name, ("http://127.0.0.1:9/",), None, None), "*/*.png", 2, 10 << 20, "", "")]
     match kind:
         case "weights":
             upsr(["upscale", str(tiny), "-o", result, "--model", str(path)])
@@ -65,7 +65,7 @@ def opened(kind: str, number: int, folder: Path, name: str) -> None:
             shutil.copy(path, STATE)
             stage.run(train_atd.main)
         case "archives":
-            prepare(download, folder, folder / "sources.lock")
+            prepare(download, folder)
         case "images" if number % 2:
             options = {"size": 64, "step": 64, "threshold": 0, "min_gradient": 0}
             crop(folder, Path(result), **options, on_corrupt="fail")
@@ -73,9 +73,9 @@ def opened(kind: str, number: int, folder: Path, name: str) -> None:
             upsr(["upscale", str(path), "-o", result, "--model", str(folder.parent / "base"), "--tile", "64"])
         case "yaml":
             load_params(path)
-        case "json" if name == "sources.lock":
-            (folder / archive).write_bytes(tar({"hr/a.png": tiny.read_bytes(), "hr/b.png": tiny.read_bytes()}))
-            prepare(download, folder, path)
+        case "json" if name == "manifest.json":
+            shutil.copy(tiny, folder)
+            open_benchmark(folder, 4)
         case "json":
             shutil.rmtree(nightly.REPORTS, ignore_errors=True)
             nightly.REPORTS.mkdir(parents=True)

@@ -233,11 +233,11 @@ class Maker:
 
     def json(self) -> Iterator[tuple[str, bytes]]:
         nightly.begin(params())  # MLflow takes long to make its store
-        for name in ("sources.lock", "2020-01-01.json"):
+        for name in ("manifest.json", "2020-01-01.json"):
             for text in ("[" * 100_000, '{"a":' * 50_000, "9" * 5000, '{"x.zip": 1e999}', "[[1, 2]]", "3", "null"):
                 yield name, text.encode()
         while True:
-            yield "sources.lock", json.dumps({"x.tar": self.random.choice(HOSTILE)}).encode()
+            yield "manifest.json", json.dumps({"lr": self.random.choice(HOSTILE)}).encode()
             yield "2020-01-01.json", json.dumps({"name": self.random.choice(HOSTILE), "values": {}}).encode()
 
     def lmdb(self) -> Iterator[tuple[str, bytes]]:

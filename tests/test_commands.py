@@ -146,8 +146,9 @@ def test_doctor_tells_what_df2k_needs(project: Path, capsys):
     )
     main(["doctor"])
     out = capsys.readouterr().out
-    assert "DIV2K_train_HR.zip (3.5 GB, hash published): missing, https://" in out
-    assert "Flickr2K.tar (about 20 GB, hash recorded in sources.lock at the first download): missing" in out
+    assert "DIV2K_train_HR.zip (3.5 GB): missing: run `dvc repro download`, or get https://" in out
+    assert "Flickr2K.tar or Flickr2K.zip (about 20 GB): missing: run `dvc repro download`, or get https://" in out
+    assert "/Flickr2K.zip by hand, into data/archives; or its 2650 images, into data/archives/Flickr2K" in out
     assert "DIV2K_valid_HR.zip" in out
 
 

@@ -219,7 +219,7 @@ def test_a_hostile_scale_is_one_line(
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a": ' * 100_000, "[1", '{"a": ' + "9" * 5000 + "}", b"\xff"])
 def test_hostile_json_is_one_line(tmp_path: Path, text: str | bytes):
-    path = tmp_path / "sources.lock"
+    path = tmp_path / "other.json"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(DataError) as error:
         read_json(path)

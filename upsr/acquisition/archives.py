@@ -1,24 +1,22 @@
 """The archives of DF2K: addresses, sizes, hashes, and unpacking them into folders of images."""
 
-import json
-import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from upsr import images
 from upsr.acquisition.extract import extract
 from upsr.acquisition.transfer import Remote, download
-from upsr.files import DataError, atomic, read_json, sha256
+from upsr.files import DataError
 
 
 @dataclass(frozen=True)
 class Archive:
-    """An archive of images. `remote.sha256` is None where no hash is published: see `prepare`."""
+    """An archive of images."""
 
     remote: Remote
     wanted: str
-    """Pattern of the member paths to unpack."""
+    """Pattern of the member paths to unpack, in every form of the archive."""
     pictures: int
     """How many images match the pattern."""
     unpacked: int
@@ -56,15 +54,26 @@ DIV2K_VALID = Archive(
     "DIV2K, Agustsson and Timofte, NTIRE 2017",
     RESEARCH,
 )
-# About 20 GB. The archive also holds LR images, which are not unpacked.
+# Addresses, from the official one on. The tar, of about 20 GB, also holds LR images such as 000001x2.png, which are not
+# unpacked; the zip, of 11.6 GB, holds the HR images alone.
+# tar: the authors' address (github.com/limbee/NTIRE2017, issue 25, where it is also reported dead in 2024). torchSR
+# (torchsr/datasets/flickr2k.py) and Catalyst's ESRGAN publish its MD5.
+# zip: a user's copy; its page on Hugging Face, datasets/goodfellowliu/Flickr2K, publishes its SHA-256.
 FLICKR2K = Archive(
     Remote(
         "Flickr2K.tar",
-        ("https://cv.snu.ac.kr/research/EDSR/Flickr2K.tar",),  # no plain http: nothing could tell a swapped archive
+        ("https://cv.snu.ac.kr/research/EDSR/Flickr2K.tar",),
         None,
         None,
+        md5="5d3f39443d5e9489bff8963f8f26cb03",
+        instead=Remote(
+            "Flickr2K.zip",
+            ("https://huggingface.co/datasets/goodfellowliu/Flickr2K/resolve/main/Flickr2K.zip",),
+            None,
+            "401a5b1d247d18d1114b77b069e3c7bf235c80f06b8b9caaef0086d07f1d42a3",
+        ),
     ),
-    "Flickr2K/Flickr2K_HR/*.png",
+    "*" + "[0-9]" * 6 + ".png",
     2650,
     15_000_000_000,
     "Flickr2K, Lim et al., NTIRE 2017",
@@ -94,40 +103,26 @@ def wanted(reserved: Mapping[str, Collection[str]]) -> list[Archive]:
 UNKNOWN_SIZE = 21_000_000_000  # bytes reserved for an archive of unpublished size
 
 
-def prepare(archives: Collection[Archive], folder: Path, lock: Path) -> list[Path]:
+def prepare(archives: Collection[Archive], folder: Path) -> list[Path]:
     """Downloads and unpacks archives below `folder`, each once; returns the folders of images.
 
-    An archive without a published hash is trusted on first use, if it unpacks correctly. Its hash is written to `lock`
-    (JSON, name -> SHA-256) and required from then on, so commit `lock` to version control.
-    Raises `DataError` where an archive cannot be downloaded or unpacked, or `lock` is unreadable.
+    An archive whose folder has all images is neither downloaded nor missed. Raises `DataError` where an archive cannot
+    be downloaded or unpacked.
     """
-    pinned = _read_lock(lock)
     folders = [folder / Path(archive.remote.name).stem for archive in archives]
-    known = [
-        replace(a, remote=replace(a.remote, sha256=a.remote.sha256 or pinned.get(a.remote.name))) for a in archives
-    ]
-    missing = [(a, out) for a, out in zip(known, folders, strict=True) if len(_images(out)) != a.pictures]
-    unknown = [a for a, _ in missing if not a.remote.size and not (folder / a.remote.name).is_file()]
+    missing = [(a, out) for a, out in zip(archives, folders, strict=True) if len(_images(out)) != a.pictures]
+    unknown = [a for a, _ in missing if not a.remote.size and not in_folder(a, folder)]
     space = sum(a.unpacked for a, _ in missing) + UNKNOWN_SIZE * len(unknown)
-    download([a.remote for a, _ in missing], folder, spare=space)
-    for archive, out in missing:
-        path = folder / archive.remote.name
+    paths = download([a.remote for a, _ in missing], folder, spare=space)
+    for (archive, out), path in zip(missing, paths, strict=True):
         extract(path, out, wanted=archive.wanted, count=archive.pictures, limit=archive.unpacked)
-        if archive.remote.sha256 is None:
-            pinned[path.name] = sha256(path)
-            print(f"{path.name}: no hash is published; trusted on first use: {pinned[path.name]}: commit {lock}")
-            with atomic(lock) as temporary:
-                temporary.write_text(json.dumps(pinned, indent=2, sort_keys=True) + "\n")
     return folders
+
+
+def in_folder(archive: Archive, folder: Path) -> bool:
+    """True if `folder` has a file with the name of the archive, in any of its forms."""
+    return any((folder / form.name).is_file() for form in archive.remote.forms)
 
 
 def _images(folder: Path) -> list[Path]:
     return images.find(folder) if folder.is_dir() else []
-
-
-def _read_lock(lock: Path) -> dict[str, str]:
-    """Hashes of earlier downloads by file name."""
-    hashes = read_json(lock) if lock.is_file() else {}
-    if not isinstance(hashes, dict) or not all(re.fullmatch("[0-9a-f]{64}", str(h)) for h in hashes.values()):
-        raise DataError(f"{lock}: not a table of file names and SHA-256: restore it from version control")
-    return hashes

@@ -145,8 +145,6 @@ SAMPLES = (
 
 ARCHIVES = Path("data/archives")
 """Folder for DF2K's archives and their unpacked images."""
-LOCK = Path("sources.lock")
-"""File with the hashes of archives that have no published one."""
 
 
 def find(
@@ -213,7 +211,7 @@ def _reason(path: Path) -> str:
 def _df2k(reserved: Mapping[str, Collection[str]], downloads: Path) -> list[Photo]:
     """The training images of DIV2K and Flickr2K, and the reserved ones of DIV2K's validation set."""
     wanted = archives.wanted(reserved)
-    folders = archives.prepare(wanted, downloads, LOCK)
+    folders = archives.prepare(wanted, downloads)
     photos = [
         Photo(path.stem, path, archive.origin, archive.licence, None, linkable=True)
         for archive, folder in zip(wanted, folders, strict=True)

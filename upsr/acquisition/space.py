@@ -72,7 +72,9 @@ def _archive(archive: archives.Archive, folder: Path) -> Size:
     unpacked = folder / Path(archive.remote.name).stem
     if unpacked.is_dir() and len(images.find(unpacked)) == archive.pictures:
         return Size(packed + archive.unpacked, 0)
-    here = sum(path.stat().st_size for path in folder.glob(f"*{archive.remote.name}*") if path.is_file())
+    if archives.in_folder(archive, folder):
+        return Size(packed + archive.unpacked, archive.unpacked)
+    here = sum(path.stat().st_size for path in folder.glob(f".{archive.remote.name}*") if path.is_file())
     return Size(packed + archive.unpacked, archive.unpacked + max(packed - here, 0))
 
 

@@ -1,5 +1,6 @@
 """Downloads large files: resumes where a connection broke, tries mirrors, checks a file before renaming it."""
 
+import hashlib
 import shutil
 import time
 from collections.abc import Sequence
@@ -24,27 +25,38 @@ CHUNK = 1 << 16  # bytes; lost at most where a connection breaks
 
 @dataclass(frozen=True)
 class Remote:
-    """A file on the web. With neither `size` nor `sha256`, any complete answer is accepted."""
+    """A file on the web. With neither size nor hash, any complete answer is accepted."""
 
     name: str
     urls: tuple[str, ...]
     """The official address, then mirrors."""
     size: int | None
     sha256: str | None
+    md5: str | None = None
+    """Checked where no SHA-256 is published."""
+    instead: "Remote | None" = None
+    """Another file with the same contents, for when no address has this one. It has its own part: bytes never mix."""
+
+    @property
+    def forms(self) -> tuple["Remote", ...]:
+        """This file, and those that may replace it, in the order in which they are tried."""
+        return (self, *(self.instead.forms if self.instead else ()))
 
 
 class _Broken(Exception):
     """An answer that is incomplete or wrong: worth another attempt."""
 
 
-def download(files: Sequence[Remote], folder: Path, spare: int = 0) -> None:
-    """Downloads files into `folder`, several at a time. Complete files are kept, partial ones are resumed.
+def download(files: Sequence[Remote], folder: Path, spare: int = 0) -> list[Path]:
+    """Downloads files into `folder`, several at a time, and returns their paths: of each, the first form available.
 
-    `spare`: bytes of disk space that must remain afterwards. Raises `DataError` where the space is too small or a file
-    cannot be downloaded; an older file of that name stays, and the part that arrived is kept for the next run.
+    Complete files are kept, partial ones are resumed. `spare`: bytes of disk space that must remain afterwards. Raises
+    `DataError` where the space is too small or a file cannot be downloaded; an older file of that name stays, and the
+    part that arrived is kept for the next run.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    files = [file for file in files if not _is_complete(folder / file.name, file)]
+    paths = [_complete(file, folder) for file in files]
+    files = [file for file, path in zip(files, paths, strict=True) if not path]
     parts = [_size(_part(folder / file.name)) for file in files]
     _check_space(folder, sum(max((f.size or 0) - p, 0) for f, p in zip(files, parts, strict=True)) + spare)
     total = sum(f.size for f in files if f.size) if all(f.size for f in files) else None
@@ -52,20 +64,36 @@ def download(files: Sequence[Remote], folder: Path, spare: int = 0) -> None:
         tqdm(total=total, initial=sum(parts), desc="fetch", unit="B", unit_scale=True, disable=None) as bar,
         ThreadPoolExecutor(PARALLEL) as pool,
     ):
-        list(pool.map(lambda file: _download(file, folder / file.name, bar), files))
+        fetched = iter(list(pool.map(lambda file: _download(file, folder, bar), files)))
+    return [path or next(fetched) for path in paths]
 
 
-def _download(remote: Remote, target: Path, bar: tqdm) -> None:
-    """Downloads one file from the first mirror that delivers it."""
+def _complete(remote: Remote, folder: Path) -> Path | None:
+    """The first form of a file that is in `folder`, with its published size and hash."""
+    found = ((folder / form.name, form) for form in remote.forms)
+    return next((path for path, form in found if path.is_file() and not _fault(path, form)), None)
+
+
+def _download(remote: Remote, folder: Path, bar: tqdm) -> Path:
+    """Downloads one file, in its first form that a mirror delivers, and returns its path."""
     faults = []
-    for url in remote.urls:
-        try:
-            _download_from(url, remote, target, bar)
-            return
-        except (_Broken, requests.RequestException) as error:
-            faults.append(f"{url}: {_reason(error)}")
+    for form in remote.forms:
+        target = folder / form.name
+        if target.is_file():
+            faults.append(f"{target}: {_fault(target, form)}")
+        for url in form.urls:
+            try:
+                _download_from(url, form, target, bar)
+            except (_Broken, requests.RequestException) as error:
+                faults.append(f"{url}: {_reason(error)}")
+                bar.write(faults[-1])
+            else:
+                for other in remote.forms:
+                    _remove_part(_part(folder / other.name))
+                return target
+    places = " or ".join(str(folder / form.name) for form in remote.forms)
     raise DataError(
-        f"{remote.name}: download failed ({'; '.join(faults)}): run again to resume, or copy the file to {target}"
+        f"{remote.name}: download failed ({'; '.join(faults)}): run again to resume, or copy the file to {places}"
     )
 
 
@@ -78,7 +106,6 @@ def _download_from(url: str, remote: Remote, target: Path, bar: tqdm) -> None:
             _stream(url, part, remote, bar)
             _check(part, remote)
             part.replace(target)
-            _version_file(part).unlink(missing_ok=True)
             return
         except (_Broken, requests.RequestException) as error:
             dropped = not part.exists() and not _is_final(error)  # the part was not the start of this file
@@ -95,7 +122,7 @@ def _stream(url: str, part: Path, remote: Remote, bar: tqdm) -> None:
     # request
     have, headers = _size(part), {"Accept-Encoding": "identity"}  # offsets in a compressed answer differ
     validator = _validator(part, url)
-    if have and not (validator or remote.sha256):
+    if have and not (validator or remote.sha256 or remote.md5):
         have = _discard(part, bar)  # no validator shows that the rest belongs to this part
     if have:
         headers |= {"Range": f"bytes={have}-"} | ({"If-Range": validator} if validator else {})
@@ -123,15 +150,27 @@ def _stream(url: str, part: Path, remote: Remote, bar: tqdm) -> None:
 
 def _check(part: Path, remote: Remote) -> None:
     """Raises `_Broken` for a wrong size or hash. Removes the part, unless it is only too short and can be resumed."""
-    size = _size(part)
-    if remote.size and size < remote.size:
+    if remote.size and (size := _size(part)) < remote.size:
         raise _Broken(f"ended after {size} of {remote.size} bytes")
-    if remote.size and size > remote.size:
+    if fault := _fault(part, remote):
         part.unlink()
-        raise _Broken(f"has {size} bytes, not {remote.size}")
-    if remote.sha256 and sha256(part) != remote.sha256:
-        part.unlink()
-        raise _Broken("has the wrong SHA-256")
+        raise _Broken(fault)
+
+
+def _fault(path: Path, remote: Remote) -> str | None:
+    """How a file differs from what is published; None if it does not, or nothing is published."""
+    if remote.size and path.stat().st_size != remote.size:
+        return f"has {path.stat().st_size} bytes, not {remote.size}"
+    if remote.sha256 and sha256(path) != remote.sha256:
+        return "has the wrong SHA-256"
+    if remote.md5 and not remote.sha256 and _md5(path) != remote.md5:
+        return "has the wrong MD5"
+    return None
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
 
 
 def _session() -> requests.Session:
@@ -160,13 +199,6 @@ def _reason(error: Exception) -> str:
     return str(error)
 
 
-def _is_complete(path: Path, remote: Remote) -> bool:
-    """True if the file exists with the published size and hash, where they are published."""
-    if not path.is_file() or (remote.size and path.stat().st_size != remote.size):
-        return False
-    return remote.sha256 is None or sha256(path) == remote.sha256
-
-
 def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
@@ -177,6 +209,11 @@ def _check_space(folder: Path, needed: int) -> None:
 
 def _part(target: Path) -> Path:
     return target.with_name(f".{target.name}.part")
+
+
+def _remove_part(part: Path) -> None:
+    part.unlink(missing_ok=True)
+    _version_file(part).unlink(missing_ok=True)
 
 
 def _version_file(part: Path) -> Path:

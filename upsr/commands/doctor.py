@@ -73,16 +73,19 @@ def _data(params: "Params", verify: bool) -> Iterator[tuple[bool, str]]:
 
 
 def _archives(params: "Params") -> Iterator[tuple[bool, str]]:
-    """The archives that `download` fetches: state, size, and where the expected hash comes from."""
+    """The archives that `download` fetches: state, size, and where to put them by hand."""
     from upsr.acquisition import archives, sources
 
     for archive in archives.wanted(params.data.reserved):
         remote, folder = archive.remote, sources.ARCHIVES / Path(archive.remote.name).stem
-        count, downloaded = _count(folder), (sources.ARCHIVES / remote.name).is_file()
+        count = _count(folder)
         size = f"{remote.size / 1e9:.1f} GB" if remote.size else "about 20 GB"
-        known = "hash published" if remote.sha256 else f"hash recorded in {sources.LOCK} at the first download"
-        state = f"{count} images" if count else "not unpacked" if downloaded else f"missing, {remote.urls[0]}"
-        yield count == archive.pictures, f"{remote.name} ({size}, {known}): {state}"
+        names = " or ".join(form.name for form in remote.forms)
+        urls = " or ".join(url for form in remote.forms for url in form.urls)
+        by_hand = f"or get {urls} by hand, into {sources.ARCHIVES}; or its {archive.pictures} images, into {folder}"
+        state = "not unpacked" if archives.in_folder(archive, sources.ARCHIVES) else "missing"
+        told = f"{count} images" if count else f"{state}: run `dvc repro download`, {by_hand}"
+        yield count == archive.pictures, f"{names} ({size}): {told}"
 
 
 def _store(verify: bool) -> tuple[bool, str]:

@@ -38,6 +38,9 @@ PREVIEWS = 3  # rows of a preview sheet
 FIGURES = {"validation/psnr": 105, "validation/lpips": 105}  # columns of MLflow's table, and their widths in pixels
 # Keys of `train` that change neither the weights nor the choice of the best: they may change when a training resumes.
 CHANGEABLE = {"init", "workers", "checkpointing", "preview_every", "save_every", "keep", "max_bad_steps"}
+# Of a recipe, `micro_batch` may: where memory runs out, it is lowered. The batch is the same, summed in other parts, so
+# that rounding differs; with `lpips_share` below 1, LPIPS sees other samples of it too.
+RECIPE_CHANGEABLE = {"micro_batch"}
 
 
 def build_pairs(cfg: Degradation, scale: int, recipe: Recipe) -> Pairs:
@@ -81,7 +84,7 @@ def train(
     inputs = inputs | {"data": _data_digest(), "held_out": digest}
     inputs |= {"init": short_digest(init)} if init else {}
     plain = {name: s.model_dump(mode="json") if isinstance(s, Section) else s for name, s in settings.items()}
-    plain |= {"recipe": recipe.model_dump(mode="json"), "seed": seed}
+    plain |= {"recipe": recipe.model_dump(mode="json", exclude=RECIPE_CHANGEABLE), "seed": seed}
     plain |= {"train": shared.model_dump(exclude=CHANGEABLE)}
     # MLflow run, which a second training in the same folder must not end
     training = hashlib.sha256(json.dumps(plain | inputs, sort_keys=True).encode()).hexdigest()[:16]

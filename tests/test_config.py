@@ -25,6 +25,14 @@ def test_the_shipped_settings_are_valid():
     assert load_params(ROOT / "params.yaml").scale == 4
 
 
+@pytest.mark.parametrize("wrong", ["abc", 0, -2, 1.5, None, [2]])
+def test_a_wrong_micro_batch_is_one_short_error(wrong: Any):
+    with pytest.raises(ConfigError) as error:
+        parse(Params, settings(train_unet={"micro_batch": wrong}), "params.yaml")
+    shown = f"`train_unet.micro_batch` = {wrong!r}"
+    assert str(error.value) == f"params.yaml: {shown}: give a whole number above 0, or auto"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -36,7 +44,6 @@ def test_the_shipped_settings_are_valid():
         ({"unet": {"condition": []}}, "unet.condition"),
         ({"atd": {"dim": 50, "heads": 4}}, "atd.dim 50 is not a multiple of atd.heads 4"),
         ({"train_unet": {"batch": 3}}, "batch 3 is not a multiple of micro_batch 2"),
-        ({"train_unet": {"micro_batch": "most"}}, "`train_unet.micro_batch"),
         ({"jobs": {"devices": ["0", "1,0"]}}, "jobs.devices names 0 twice"),
         ({"uncertainty": {"variant": "none"}}, "`uncertainty.variant` = 'none'"),
         ({"data": {"source": "folder"}}, "data.folder"),

@@ -150,6 +150,20 @@ def test_a_training_that_is_killed_before_it_saved_anything_goes_on_in_its_run(t
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("size", "parts"), [(2, "2 micro-batches × 2 samples"), ("auto", "1 micro-batches × 4")])
+def test_a_training_goes_on_with_another_micro_batch(tmp_path: Path, store: Path, size: int | str, parts: str):
+    """As docs/operations.md says of a training that ran out of memory; in the same MLflow run."""
+    recipe: dict[str, Any] = {"steps": 30, "batch": 4, "micro_batch": 4}
+    stage = Stage(tmp_path, store, "direct_x4", {}, **recipe)
+    stage.killed_in(stage.atd)
+    stage.configure("direct_x4", {}, **recipe | {"micro_batch": size})
+    output = stage()
+    assert "resuming from step" in output and f"batch 4 = 1 processes × {parts}" in output
+    with sqlite3.connect(tmp_path / "mlflow.db") as runs:
+        assert runs.execute("select status from runs").fetchall() == [("FINISHED",)]
+
+
+@pytest.mark.slow
 def test_another_training_is_refused_before_it_costs_anything(tmp_path: Path, store: Path):
     """Settings that changed in the second phase are refused by the first; so is a state without a first phase."""
     stage = Stage(tmp_path / "a", store, "x2_then_x4", {"steps": 1}, steps=200)

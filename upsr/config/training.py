@@ -1,8 +1,8 @@
 """Records of what both trainings share and of each training's recipe: `train`, `train_atd`, `train_unet`."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
 from upsr.config.section import Positive, Probability, Section
 
@@ -71,7 +71,15 @@ class Rate(Section):
     """Steps at which the learning rate is halved."""
 
 
-MicroBatch = Positive | Literal["auto"]
+def _in_one_line(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    """Validates a micro-batch with one message, where a union has one for each of its types."""
+    try:
+        return validate(value)
+    except ValidationError:
+        raise ValueError("give a whole number above 0, or auto") from None
+
+
+MicroBatch = Annotated[Positive | Literal["auto"], WrapValidator(_in_one_line)]
 
 
 class Recipe(Rate):

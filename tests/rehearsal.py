@@ -38,9 +38,9 @@ import psutil
 import yaml
 from conftest import ROOT
 from drill_project import MARK, Command, kill_all, ours
-from test_transfer import Answer, Server
 from tiny_project import Project
 from tqdm import tqdm
+from web_server import Answer, Server
 
 from upsr.acquisition import archives
 from upsr.acquisition.metric_weights import prepare
@@ -57,18 +57,18 @@ MEMBERS = {  # archive -> folder and names of its images
     "DIV2K_valid_HR.zip": ("DIV2K_valid_HR", [f"{n:04d}.png" for n in range(801, 901)]),
     "Flickr2K.tar": ("Flickr2K/Flickr2K_HR", [f"{n:06d}.png" for n in range(1, 2651)]),
 }
-# What the copy's code is told of the small archives. Flickr2K has no published hash, here as there.
+# What the copy's code is told of the small archives.
 SMALL_ARCHIVES = """
+import json
+from dataclasses import replace
 
 def _small(archive: Archive) -> Archive:
     told = json.loads(Path("rehearsal.json").read_text())[archive.remote.name]
-    remote = replace(archive.remote, urls=(told["url"],), size=told["size"], sha256=told["sha256"])
-    return replace(archive, remote=remote, unpacked=told["unpacked"])
+    return replace(archive, remote=Remote(**told["remote"]), unpacked=told["unpacked"])
 
 
 DIV2K_TRAIN, DIV2K_VALID, FLICKR2K = map(_small, (DIV2K_TRAIN, DIV2K_VALID, FLICKR2K))
 DF2K = (DIV2K_TRAIN, FLICKR2K)
-UNKNOWN_SIZE = 1_000_000_000
 """
 
 
@@ -106,20 +106,16 @@ def archive(name: str, images: dict[str, bytes]) -> bytes:
 
 
 def serve_archives() -> tuple[Server, dict[str, dict]]:
-    """The server, and what is told of each archive: address, size, SHA-256, unpacked size."""
+    """The server, and what is told of each archive: where it is, and its unpacked size."""
     server, told = Server(), {}
     rng, sources = np.random.default_rng(0), photographs()
     for name, (folder, files) in MEMBERS.items():
         images = {f"{folder}/{file}": small_image(rng, sources) for file in tqdm(files, desc=name, disable=None)}
         body = archive(name, images)
         server.files[f"/{name}"] = body
-        published = name.endswith(".zip")
-        told[name] = {
-            "url": server.url(f"/{name}"),
-            "size": len(body) if published else None,
-            "sha256": hashlib.sha256(body).hexdigest() if published else None,
-            "unpacked": sum(map(len, images.values())),
-        }
+        remote = {"name": name, "urls": [server.url(f"/{name}")], "size": len(body)}
+        remote["sha256"] = hashlib.sha256(body).hexdigest()
+        told[name] = {"remote": remote, "unpacked": sum(map(len, images.values()))}
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     return server, told
 

@@ -284,11 +284,11 @@ def counts(rehearsal: Rehearsal) -> dict[str, str]:
         steps = [int(row["step"]) for row in csv.DictReader((folder / "log.csv").open())]
         check(steps == list(range(1, 21)), f"{folder.name}/log.csv has the steps {steps}")
         check(not list(folder.rglob("state-*.pt")), f"{folder} has the state of an unfinished training")
-        kept = len(list((folder / "checkpoints").glob("*.safetensors")))
+        kept = len(list((folder / "checkpoints").glob("*[0-9].safetensors")))
         told[stage] = f"{steps[-1]} steps, {kept} checkpoints"
     run = json.loads((root / "reports/evaluate/run.json").read_text())
     images = {row["picture"] for row in csv.DictReader((root / "reports/evaluate/per_image.csv").open())}
-    check(not run["failures"] and len(images) == 10, f"{len(images)} images measured; {run['failures']}")
+    check(not run["failed"] and len(images) == 10, f"{len(images)} images measured, failed: {run['failed']}")
     told["evaluate"] = f"{len(images)} images"
     told["report"] = f"{(root / 'reports/index.html').stat().st_size / 1e6:.1f} MB"
     for path in (root / "data").rglob(".*"):

@@ -32,6 +32,8 @@ def relative_position_index(window: int) -> Tensor:
 
 def cut(height: int, width: int, window: int, shift: int, device: torch.device, official: bool = False) -> Cut:
     """The windows of a height × width map, padded to whole windows and rolled by `shift` (see `attention_mask`)."""
+    if isinstance(height, torch.SymInt):
+        return _symbolic_cut(height, width, window, shift, device, official)
     make = _cut.__wrapped__ if torch.compiler.is_compiling() else _cut  # the compiler does not see through a cache
     return make(height, width, window, shift, device, official)
 
@@ -60,9 +62,18 @@ def _cut(height: int, width: int, window: int, shift: int, device: torch.device,
     return Cut(order, back, mask)
 
 
+def _symbolic_cut(height: int, width: int, window: int, shift: int, device: torch.device, official: bool) -> Cut:
+    """As `_cut`, of whole windows whose number `torch.export` leaves open: so all get a mask if any does."""
+    pixels = torch.arange(height * width, device=device)
+    order = partition(pixels.view(height, width).roll((-shift, -shift), (0, 1)), window).flatten()
+    back = torch.empty_like(order).scatter(0, order, pixels)
+    return Cut(order, back, attention_mask(height, width, window, shift, device, official))
+
+
 def partition(grid: Tensor, window: int) -> Tensor:
     """(H, W) -> (windows, window²), with H and W multiples of `window`."""
-    return grid.unfold(0, window, window).unfold(1, window, window).reshape(-1, window**2)
+    rows, columns = (size // window for size in grid.shape)
+    return grid.reshape(rows, window, columns, window).transpose(1, 2).reshape(-1, window**2)
 
 
 def attention_mask(
@@ -92,17 +103,14 @@ def attention_mask(
 def _sides(size: int, window: int, shift: int, device: torch.device) -> Tensor:
     """For each row after the roll: 0 away from the seam, 1 and 2 on its two sides."""
     whole = -(-size // window) * window
-    side = torch.zeros(whole, dtype=torch.long, device=device)
-    if shift:
-        side[whole - window : whole - shift] = 1
-        side[whole - shift :] = 2
-    return side
+    row = torch.arange(whole, device=device)
+    return (row >= whole - window).long() + (row >= whole - shift).long() if shift else torch.zeros_like(row)
 
 
 def _inside(size: int, window: int, shift: int, device: torch.device) -> Tensor:
     """For each row after the roll: whether it belongs to the image, not to its padding."""
     whole = -(-size // window) * window
-    return (torch.arange(whole, device=device) + shift) % whole < size
+    return (torch.arange(whole, device=device) < size).roll(-shift)
 
 
 def attend(qkv: Tensor, heads: int, table: Tensor, index: Tensor, mask: Tensor | None) -> Tensor:
@@ -114,9 +122,12 @@ def attend(qkv: Tensor, heads: int, table: Tensor, index: Tensor, mask: Tensor |
     bias = table.t().index_select(1, index.flatten()).view(1, heads, *index.shape).to(qkv.dtype)
     if mask is None:
         return attend_in_groups(qkv, heads, scale, bias)
+    masked_bias = bias + mask.to(qkv.dtype)
+    if len(mask) == qkv.shape[1]:
+        return attend_in_groups(qkv, heads, scale, masked_bias)
     free, masked = qkv.split([qkv.shape[1] - len(mask), len(mask)], 1)
-    masked = attend_in_groups(masked, heads, scale, bias + mask.to(qkv.dtype))
-    return torch.cat([attend_in_groups(free, heads, scale, bias), masked], 1) if free.shape[1] else masked
+    parts = attend_in_groups(free, heads, scale, bias), attend_in_groups(masked, heads, scale, masked_bias)
+    return torch.cat(parts, 1)
 
 
 def attend_in_groups(qkv: Tensor, heads: int, scale: float | Tensor, bias: Tensor | None = None) -> Tensor:

@@ -18,7 +18,7 @@ LAYERS = [
     {"images", "locks", "pretrained"},
     {"acquisition", "data", "degradation", "models", "diffusion"},
     {"training", "inference", "official"},
-    {"app", "evaluation", "spandrel"},
+    {"app", "evaluation", "onnx", "spandrel"},
     {"bench"},
     {"commands"},
     {"__main__"},
@@ -129,7 +129,7 @@ def test_every_import_is_a_declared_dependency():
         return {canonicalize_name(Requirement(line).name) for line in lines}
 
     base, extras = names(project["dependencies"]), project["optional-dependencies"]
-    library = base.union(*(names(extras[extra]) for extra in ("app", "metrics", "edges", "heic", "spandrel")))
+    library = base.union(*(names(extras[extra]) for extra in ("app", "metrics", "edges", "export", "heic", "spandrel")))
     everything = library | names(extras["pipeline"]) | names(extras["cluster"])
     for folder, declared in (("upsr", library), ("pipelines", everything)):
         used = {name.split(".")[0] for path in (ROOT / folder).rglob("*.py") for name in imports(path)}

@@ -123,7 +123,7 @@ HEAVY = ("torch", "numpy", "cv2", "pydantic")
         (["--help"], 0),
         (["--version"], 0),
         *[([command, "--help"], 0) for command in ("upscale", "evaluate", "compare", "degrade", "doctor", "bench")],
-        *[([command, "--help"], 0) for command in ("scale", "import-official")],
+        *[([command, "--help"], 0) for command in ("scale", "import-official", "export")],
         ([], 2),
         (["enlarge"], 2),
         (["upscale"], 2),
@@ -190,7 +190,7 @@ def test_the_lock_has_every_dependency_in_an_allowed_version():
     entries = [line.split("--hash=sha256:") for line in text.replace("\\\n", "").splitlines()]
     pinned = {canonicalize_name(r.name): next(iter(r.specifier)).version for r in (Requirement(e[0]) for e in entries)}
     extras = PROJECT["optional-dependencies"]
-    locked = ("pipeline", "dev", "app", "metrics", "edges", "spandrel")
+    locked = ("pipeline", "dev", "app", "metrics", "edges", "export", "spandrel")
     wanted = [*PROJECT["dependencies"], *(line for extra in locked for line in extras[extra])]
     for requirement in map(Requirement, wanted):
         if requirement.name != "upsr":

@@ -5,7 +5,19 @@ import os
 import sys
 from collections.abc import Sequence
 
-from upsr.commands import app, bench, compare, degrade, doctor, evaluate, import_official, missing, scale, upscale
+from upsr.commands import (
+    app,
+    bench,
+    compare,
+    degrade,
+    doctor,
+    evaluate,
+    export,
+    import_official,
+    missing,
+    scale,
+    upscale,
+)
 from upsr.files import one_line
 
 
@@ -25,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action=Version, nargs=0, help="print the version")
     top.add_argument("--debug", action="store_true", help="show the traceback of an error (same as UPSR_DEBUG=1)")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    for command in (upscale, app, evaluate, compare, degrade, doctor, bench, scale, import_official):
+    for command in (upscale, app, evaluate, compare, degrade, doctor, bench, scale, import_official, export):
         command.add(commands)
     return top
 

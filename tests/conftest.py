@@ -3,12 +3,7 @@
 import ast
 import json
 import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +12,7 @@ import pytest
 import torch
 import yaml
 from safetensors import safe_open
+from services import prefect
 
 from upsr.acquisition.metric_weights import prepare
 from upsr.config import Params, parse
@@ -27,7 +23,6 @@ from upsr.pretrained import FILE, save_pretrained
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
-PATIENCE = 240.0  # on a busy machine everything takes many times what it takes alone
 TINY = {  # the same chain and the same code, small enough for a test
     "data": {"holdout_side": 64},
     "degradation": {"plain": 0.0},  # otherwise chance decides which pictures are degraded
@@ -111,43 +106,18 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def until(what: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not what():
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.2)
-
-
 def processes_that_mention(text: str) -> list[psutil.Process]:
     found = psutil.process_iter(["cmdline", "status"])
     return [p for p in found if text in " ".join(p.info["cmdline"] or []) and p.info["status"] != "zombie"]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """A real server; its address and a home of its own as environment variables."""
-    port = free_port()
-    home = {"PREFECT_HOME": str(tmp_path_factory.mktemp("prefect")), "PREFECT_SERVER_UI_ENABLED": "false"}
-    environment = home | {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api", "DO_NOT_TRACK": "1"}
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    process = subprocess.Popen(command, env=os.environ | environment, start_new_session=True)
-    try:
-        until(lambda: _listens(port))
-        yield environment
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+    home = tmp_path_factory.mktemp("prefect")
+    environment = {"PREFECT_HOME": str(home), "DO_NOT_TRACK": "1"}
+    with prefect(home, os.environ | environment) as service:
+        yield environment | {"PREFECT_API_URL": service.address}
 
 
 @pytest.fixture

@@ -23,8 +23,9 @@ import psutil
 import pytest
 import requests
 from browser import browser, script
-from conftest import PATIENCE, params, save_model, until
+from conftest import params, save_model
 from PIL import Image
+from services import PATIENCE, until
 
 from upsr import images
 from upsr.__main__ import main

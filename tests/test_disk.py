@@ -17,8 +17,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, settings, until
+from conftest import ROOT, settings
 from safetensors.torch import save_file
+from services import until
 from test_training import Run, store  # noqa: F401 (a fixture)
 
 from pipelines import evaluate

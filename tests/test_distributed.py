@@ -15,7 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from conftest import PATIENCE, ROOT, merged, settings, until
+from conftest import ROOT, merged, settings
+from services import PATIENCE, until
 from test_training import Run, store  # noqa: F401 (a fixture)
 from tiny_project import ENVIRONMENT, Project
 from torch import nn

@@ -58,7 +58,7 @@ def extended(tmp_path: Path) -> Path:
     (module,) = re.findall(r"```python\n(.*?)```", text, re.S)
     (change,) = re.findall(r"```diff\n(.*?)```", text, re.S)
     (keys,) = re.findall(r"```yaml\n(.*?)```", text, re.S)
-    for name in ("upsr", "tests/conftest.py"):
+    for name in ("upsr", "tests/conftest.py", "tests/services.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (shutil.copytree if name == "upsr" else shutil.copy)(ROOT / name, tmp_path / name)
     (tmp_path / "upsr" / "diffusion" / "uncertainty" / "local_variance.py").write_text(module)

@@ -14,9 +14,10 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from conftest import PATIENCE, ROOT, free_port, processes_that_mention, settings, until
+from conftest import ROOT, processes_that_mention, settings
 from prefect.client.schemas.sorting import LogSort
 from prefect.states import Cancelling
+from services import PATIENCE, free_port, until
 
 from pipelines import executor, flows
 from pipelines.server import answers

@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, free_port, settings, until
+from conftest import ROOT, settings
 from prefect.client.schemas.sorting import LogSort
+from services import free_port, until
 from test_registry import painter, register
 from test_report import browser, script
 

@@ -9,14 +9,15 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import free_port, merged, params
+from conftest import merged, params
+from services import free_port, listens, until
 from test_images import large_png
-from test_tracking import wait_for
 
 from pipelines import registry, tracking
 from upsr import images
@@ -84,7 +85,7 @@ def test_the_champion_is_served_and_upscales(store: Path, picture: Path) -> None
         [*serve, "--host", "127.0.0.1", "--port", str(port)], cwd=store, env=environment, start_new_session=True
     )
     try:
-        wait_for(port)
+        until(partial(listens, port))
         data = base64.b64encode(picture.read_bytes()).decode()
         asked = {"dataframe_split": {"columns": ["image"], "data": [[data]]}, "params": {"seed": 3}}
         (answer,) = ask(port, asked)["predictions"]

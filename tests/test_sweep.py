@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import PATIENCE, ROOT, params, processes_that_mention, settings, until
+from conftest import ROOT, params, processes_that_mention, settings
+from services import PATIENCE, until
 from test_compare import record
 
 from pipelines import executor, flows, sweep

@@ -5,19 +5,18 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import until
 from mlflow import MlflowClient
+from services import free_port, listens, mlflow, until
 from test_report import browser, script
 
 from pipelines import tracking, views
@@ -226,7 +225,7 @@ def test_what_was_logged_while_the_server_was_down_arrives(
         with tracking.start("train-unet", "early", {"seed": 0}, {}) as tracker:
             tracker.metrics({"loss": 1.0}, 1)
             tracker.image("a.png", np.zeros((4, 4, 3), np.uint8))
-            servers.enter_context(mlflow_server(tmp_path, shutil.copy(tables, tmp_path), port))
+            servers.enter_context(mlflow(tmp_path, tmp_path, f"sqlite:///{shutil.copy(tables, tmp_path)}", port))
         (run,) = runs("train-unet")
         assert run.info.status == "FINISHED" and run.data.metrics == {"loss": 1.0}
         assert [a.path for a in client().list_artifacts(run.info.run_id)] == ["a.png"]
@@ -299,7 +298,7 @@ def test_make_ui_and_mlflow_ui_show_this_checkout_and_models_line_up(
             words = [sys.executable, *command.split(), "--port", str(port)]
             server = subprocess.Popen(words, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
             ends.callback(os.killpg, server.pid, signal.SIGKILL)
-            wait_for(port)
+            until(partial(listens, port))
             assert MlflowClient(f"http://127.0.0.1:{port}").get_experiment_by_name("evaluate"), command
             said = (tmp_path / "out").read_text()
             if command == "-m pipelines.ui":
@@ -331,34 +330,3 @@ def shown(address: str, profile: Path) -> tuple[list[str], str, str]:
         call("Page.navigate", url=f"{address}&compareRunsMode=CHART")
         until(lambda: "Set5/dists" in str(script(call, text)))
         return columns, table, str(script(call, text))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@contextmanager
-def mlflow_server(folder: Path, database: str, port: int) -> Iterator[None]:
-    """A real tracking server, without the services that only its chat features need."""
-    stores = ["--backend-store-uri", f"sqlite:///{database}", "--artifacts-destination", str(folder / "artifacts")]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    calm = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    server = subprocess.Popen([*command, *stores], cwd=folder, env=calm, start_new_session=True)
-    try:
-        wait_for(port)
-        yield
-    finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
-
-
-def wait_for(port: int) -> None:
-    deadline = time.monotonic() + 180  # far more than it needs alone on a machine
-    while time.monotonic() < deadline:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.2)
-    raise TimeoutError(f"nothing listens on port {port}")

@@ -15,7 +15,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from conftest import PATIENCE, SHARED, params, save_model
+from conftest import SHARED, params, save_model
+from services import PATIENCE
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -281,6 +281,7 @@ def test_deployments_fire_on_schedule_and_a_cancelled_one_leaves_no_process(
         subprocess.run([*prefect, *command], cwd=ROOT, env=environment, check=True)
     deployments = {d.name: d for d in api.read_deployments()}
     assert set(deployments) == {"pipeline", "sweep", "nightly"}
+    assert str(ROOT) not in str([d.pull_steps for d in deployments.values()]), "every worker would use this checkout"
     assert not deployments["pipeline"].schedules and not deployments["sweep"].schedules
 
     command = [*prefect, "worker", "start", "--pool", "gpu"]

@@ -7,7 +7,7 @@ PREFECT ?= http://127.0.0.1:4200/api
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DO_NOT_TRACK := 1
 
-.PHONY: help repro experiments test test-fast drill rehearsal check ui flow sweep study nightly nightly-serve docs lock clean
+.PHONY: help repro experiments test test-fast drill rehearsal team check ui flow sweep study nightly nightly-serve docs lock clean
 
 help: ## print this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -41,6 +41,10 @@ drill: .venv/ready ## break a tiny copy of the project on purpose, for an hour o
 
 rehearsal: .venv/ready ## run the paper's scale with small images, for half an hour or more: kills, a night, a sweep
 	python tests/rehearsal.py
+
+team: .venv/ready ## rehearse a team on this machine: all services, two checkouts, a pipeline, a sweep, a night
+	-uv pip install --quiet --python $(BIN)/python --constraint requirements.lock --editable '.[cluster]'
+	python tests/team.py
 
 check: .venv/ready
 	ruff check

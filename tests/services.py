@@ -1,4 +1,4 @@
-"""A team's services, each for real on 127.0.0.1 in a process group of its own: PostgreSQL, MLflow, Prefect."""
+"""A team's services, each for real on 127.0.0.1 in a process group of its own: PostgreSQL, MLflow, Prefect, Ray."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 PATIENCE = 240.0  # seconds; on a busy machine everything takes many times what it takes alone
 SETTLE_SECONDS = 10.0  # for a service to end by itself
 TAIL_LINES = 15
+BIN = Path(sys.executable).parent
 
 
 class Failed(RuntimeError):
@@ -144,7 +145,7 @@ def mlflow(
         yield service
 
 
-# Prefect
+# Prefect and Ray
 
 
 @contextmanager
@@ -155,4 +156,40 @@ def prefect(logs: Path, environment: Mapping[str, str]) -> Iterator[Service]:
     calm = {**environment, "PREFECT_SERVER_UI_ENABLED": "false", "DO_NOT_TRACK": "1"}
     with running("prefect", command, logs, port, env=calm) as service:
         service.address = f"http://127.0.0.1:{port}/api"
+        yield service
+
+
+RAY = {  # in the environment of every node and driver, with a RAY_AUTH_TOKEN
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "token",  # Ray listens on every address of the machine, and runs what it is sent
+}
+RAY_PORTS = (  # whose defaults another cluster of this machine may have
+    "--dashboard-agent-grpc-port", "--dashboard-agent-listen-port", "--runtime-env-agent-port", "--metrics-export-port",
+)  # fmt: skip
+RAY_TRIES = 5  # a node gives its own programs 15 seconds to start, which is too short on a busy machine
+
+
+@contextmanager
+def ray(
+    name: str, ip: str, logs: Path, environment: Mapping[str, str], *, head: str = "", temporary: Path | None = None
+) -> Iterator[Service]:
+    """A node of a Ray cluster with one CPU; `head` is the `address` of the first node, which has none.
+
+    `ip` is not 127.0.0.1, which Ray replaces by an address that others reach, but 127.0.0.2 and so on. The first node
+    has the cluster's `temporary` folder, with a short path: sockets have at most 107 characters.
+    """
+    address = head or f"{ip}:{free_port()}"
+    first = ["--head", "--port", address.rpartition(":")[2], "--ray-client-server-port", str(free_port())]
+    which = ["--address", address] if head else [*first, "--include-dashboard", "false", "--temp-dir", str(temporary)]
+    own = ["--node-ip-address", ip, "--num-cpus", "1", "--num-gpus", "0", "--block"]
+    ports = [text for option in RAY_PORTS for text in (option, str(free_port()))]
+    command = [str(BIN / "ray"), "start", *which, *own, *ports]
+    with ExitStack() as ends:
+        for tries_left in reversed(range(RAY_TRIES)):
+            service = ends.enter_context(running(name, command, logs, stop=signal.SIGTERM, env=environment))
+            with suppress(Failed) if tries_left else nullcontext():
+                until(lambda: service.check() or "Ray runtime started" in service.log.read_text())  # noqa: B023
+                break
+            ends.pop_all().close()
+        service.address, service.port = address, int(address.rpartition(":")[2])
         yield service

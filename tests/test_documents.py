@@ -165,6 +165,35 @@ def test_the_newest_version_in_the_changelog_is_the_cited_one():
     assert newest == (citation["version"], str(citation["date-released"]))
 
 
+def command_lines(text: str) -> set[str]:
+    """The lines of code in a document, without comments, options on the next line joined to them."""
+    lines = re.sub(r"\\\n", " ", code(text)).splitlines()
+    return {" ".join(re.sub(r"\s# .*", "", line).split()) for line in lines}
+
+
+def test_docker_runs_the_documented_commands_on_this_machine_alone():
+    documented = command_lines((ROOT / "docs" / "operations.md").read_text())
+    services = yaml.safe_load((ROOT / "contrib" / "team" / "compose.yaml").read_text())["services"]
+    assert services.keys() == {"postgres", "mlflow", "prefect", "worker", "ray"}
+    for name, service in services.items():
+        command = service.get("command", "").replace("${PASSWORD}", "PASSWORD").replace("127.0.0.2", "HOST")
+        assert not command or command in documented, name
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
+        assert not re.search(r"server .*--host (?!127\.0\.0\.1)", command)
+
+
+def test_make_team_runs_what_the_document_says_of_a_team():
+    text = (ROOT / "docs" / "operations.md").read_text()
+    sections = re.findall(r"^## (?:A team|More than one machine)\n(.*?)(?=^## )", text, re.M | re.S)
+    shown = re.sub(r"sudo -u postgres|&&", "\n", "\n".join(command_lines("".join(sections))))
+    programs = r"^ *((?:createuser|createdb|mlflow|prefect|python -m|ray|dvc|git)(?: [a-z][\w./-]*){1,2})"
+    commands = set(re.findall(programs, shown, re.M))
+    scripts = "".join((ROOT / "tests" / name).read_text() for name in ("team.py", "services.py", "test_flows.py"))
+    run = " ".join(re.findall(r"[\w./@-]+", scripts))
+    assert len(commands) > 15
+    assert [command for command in sorted(commands) if command not in run] == []
+
+
 # Pages
 
 

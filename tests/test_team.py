@@ -1,10 +1,19 @@
 """A team's services, each for real on 127.0.0.1: MLflow on PostgreSQL with an artifact store, a DVC remote."""
 
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
-from services import mlflow, no_postgres, postgres
+from conftest import ROOT
+from drill_project import MARK
+from services import PATIENCE, mlflow, no_postgres, postgres, until
 from test_registry import painter, register
 
 from pipelines import executor, registry
@@ -56,3 +65,36 @@ def test_a_team_shares_what_stages_made_through_a_dvc_remote(tmp_path: Path) -> 
     said = run(second, "dvc pull", "dvc repro")
     assert (second / "model").read_text() == "weights"
     assert any("didn't change, skipping" in line for line in said), "the second member trained again"
+
+
+def of_team(pid: int, text: str = "") -> list[psutil.Process]:
+    """The processes that a rehearsal started, with `text` in their command."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get(MARK) == str(pid) and text in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
+@pytest.mark.parametrize(("moment", "code"), [("MLflow: first", 130), ("Everything is up", 1)])
+def test_a_rehearsal_that_is_stopped_or_loses_a_service_leaves_nothing(moment: str, code: int, tmp_path: Path) -> None:
+    """It is stopped by Ctrl-C while it brings the services up. Once all are up, its MLflow is killed."""
+    if reason := no_postgres():
+        pytest.skip(reason)
+    command = [sys.executable, str(ROOT / "tests" / "team.py"), "--services", "--no-ray"]
+    out = tmp_path / "out"
+    with out.open("w") as output:
+        team = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+    until(lambda: moment in out.read_text() or team.poll() is not None)
+    if code == 130:
+        team.send_signal(signal.SIGINT)
+    else:
+        for process in of_team(team.pid, "mlflow server"):
+            process.kill()
+    assert team.wait(PATIENCE) == code, out.read_text()
+    assert not of_team(team.pid)
+    assert ("error: mlflow ended with exit code -9:" in out.read_text()) == (code == 1)
+    (logs,) = re.findall("The logs: (.*)", out.read_text())
+    assert "ready to accept connections" in Path(logs, "postgres.log").read_text()
+    shutil.rmtree(Path(logs).parent)

@@ -35,7 +35,6 @@ import cv2
 import lmdb
 import numpy as np
 import psutil
-import yaml
 from conftest import ROOT
 from drill_project import MARK, Command, kill_all, ours
 from tiny_project import Project
@@ -45,6 +44,7 @@ from web_server import Answer, Server
 from upsr.acquisition import archives
 from upsr.acquisition.metric_weights import prepare
 from upsr.acquisition.sources import find
+from upsr.config import read_yaml
 from upsr.images import read_rgb
 
 SIZE = (204, 136)  # of an image: a tenth of DF2K's typical 2040 × 1356, which gives as many sub-images
@@ -299,10 +299,10 @@ def counts(rehearsal: Rehearsal) -> dict[str, str]:
 def flows(rehearsal: Rehearsal) -> None:
     """`make flow`, `make nightly` and `make sweep`."""
     project = rehearsal.project
-    values = yaml.safe_load((project.root / "params.yaml").read_text())
+    values = read_yaml(project.root / "params.yaml")
     values["train_unet"]["steps"] += 10
     values["sweep"] = {"cross": {"uncertainty.variant": ["isotropic", "residual"]}}
-    project.set(values)
+    (project.root / "params.yaml").write_text(json.dumps(values))
     watch = rehearsal.run(sys.executable, "-m", "pipelines.flows", "pipeline")
     last = list(csv.DictReader((project.root / "models/unet/log.csv").open()))[-1]
     rehearsal.check(int(last["step"]) == 30, f"the flow trained to step {last['step']}")
@@ -333,7 +333,7 @@ def rehearse(scratch: Path) -> Rehearsal:
         prepare(weights)
     server, told = serve_archives()
     server.faults["/Flickr2K.tar"] = [stall]
-    project = Project(scratch / "upsr", weights, yaml.safe_load((ROOT / "params.yaml").read_text()))
+    project = Project(scratch / "upsr", weights, read_yaml(ROOT / "params.yaml"))
     rehearsal = Rehearsal(project)
     project("upsr", "scale", "df2k")
     print(project("upsr", "doctor", "--plan"), flush=True)

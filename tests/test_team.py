@@ -77,9 +77,9 @@ def of_team(pid: int, text: str = "") -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.parametrize(("moment", "code"), [("MLflow: first", 130), ("Everything is up", 1)])
+@pytest.mark.parametrize(("moment", "code"), [("MLflow: first", 130), ("Prefect's server: first", 1)])
 def test_a_rehearsal_that_is_stopped_or_loses_a_service_leaves_nothing(moment: str, code: int, tmp_path: Path) -> None:
-    """It is stopped by Ctrl-C while it brings the services up. Once all are up, its MLflow is killed."""
+    """It is stopped by Ctrl-C while it brings the services up. Later, its MLflow is killed."""
     if reason := no_postgres():
         pytest.skip(reason)
     command = [sys.executable, str(ROOT / "tests" / "team.py"), "--services", "--no-ray"]

@@ -19,6 +19,7 @@ from upsr import images
 from upsr.__main__ import main
 from upsr.inference.upscaler import Upscaler
 
+pytestmark = pytest.mark.timeout(1800)  # an export takes minutes on a busy machine
 SETTINGS = params(unet={"branches": 2, "hr_inputs": True, "skip": "edm"})  # every input that a UNet may have
 
 

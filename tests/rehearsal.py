@@ -10,8 +10,8 @@ number of steps, are run by
 - a sweep of two.
 
 Prints `upsr doctor --plan` for the whole scale, and a table of counts, seconds and memory for docs/operations.md. Exits
-with 1 where a count is not DF2K's, a training did not resume, a file was left over, or memory grew. Takes about half an
-hour on 2 CPU cores.
+with 1 where a count is not DF2K's, a training did not resume, a file was left over, or memory grew. Takes an hour or
+more on 2 CPU cores.
 """
 
 import csv

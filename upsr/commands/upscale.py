@@ -113,7 +113,7 @@ def run(options: argparse.Namespace) -> None:
 
     @contextmanager
     def progress(photo: "Photo") -> "Iterator[Tick]":
-        """A bar over the tiles of an image. Each tile ends at Ctrl-C."""
+        """A bar over the tiles of an image. After Ctrl-C, no further tile begins."""
         tiles, megapixels = model.tiles(photo, tile), photo.pixels.size / photo.pixels.shape[2] / 1e6
         form = "{l_bar}{bar}| {n_fmt}/{total_fmt} tiles [{elapsed}<{remaining}, {rate_inv_fmt}{postfix}]"
         with tqdm(total=tiles, unit="tile", leave=False, disable=None, bar_format=form) as bar:

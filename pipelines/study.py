@@ -264,6 +264,7 @@ def execute(run: Run, plan: Plan, parent: str | None) -> None:
         "seed": run.seed,
         "inputs": run.inputs,
         "commit": tracking.git_commit(),
+        "device": tracking.device_name(),
         "benchmarks": {b.name: b.digest for b in benchmarks},
         "kappa": float(upscaler.diffuser.denoiser.process.kappa),  # type: ignore[union-attr]
         "training_seconds": round(trained),
@@ -288,7 +289,7 @@ class Remembered(nn.Module):
         bf16 = torch.is_autocast_enabled(lr.device.type)
         path = self.folder / f"{self.digest}-{'bf16' if bf16 else 'fp32'}-{_digest([lr])}.safetensors"
         if path.is_file():
-            return load_file(path)["g_y"]
+            return load_file(path)["g_y"].to(lr.device)
         g_y = self.g(lr)
         with atomic(path) as temporary:
             save_file({"g_y": g_y.contiguous()}, temporary)
@@ -312,8 +313,9 @@ def common_numbers(params: Params) -> dict[str, str]:
     torch.manual_seed(params.seed)
     denoiser = fresh_denoiser(params)
     dataset = PatchDataset(FOLDER / LMDB, params.train_unet.patch, params.seed)
-    objective = build_objective(params, build_atd(params.atd, params.scale), FOLDER / WEIGHTS)
-    batch = torch.stack([dataset[i] for i in range(params.train_unet.batch)])
+    device = all_devices()[0]  # a GPU draws other noise
+    objective = build_objective(params, build_atd(params.atd, params.scale), FOLDER / WEIGHTS).to(device)
+    batch = torch.stack([dataset[i] for i in range(params.train_unet.batch)]).to(device)
     lr, hr, position, noise, _ = objective.draw(batch, (params.seed, 0))
     return {
         "weights": _digest(denoiser.network.state_dict().values()),
@@ -324,7 +326,7 @@ def common_numbers(params: Params) -> dict[str, str]:
 def _digest(tensors: Iterable[Tensor]) -> str:
     found = hashlib.sha256()
     for tensor in tensors:
-        found.update(tensor.detach().float().numpy().tobytes())
+        found.update(tensor.detach().float().cpu().numpy().tobytes())
     return found.hexdigest()[:16]
 
 

@@ -369,7 +369,7 @@ def _default_tags() -> dict[str, str]:
         "git.commit": git_commit(),
         "dvc.experiment": os.environ.get("DVC_EXP_NAME", ""),
         "data.hash": _data_hash(),
-        "device": _device(),
+        "device": device_name(),
     }
     return {key: value for key, value in tags.items() if value}
 
@@ -382,7 +382,8 @@ def _data_hash() -> str:
     return next((out["md5"] for out in outs if out["path"] == "data/train.lmdb"), "")
 
 
-def _device() -> str:
+def device_name() -> str:
+    """The GPU's name, or `cpu`."""
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"

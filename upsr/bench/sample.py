@@ -33,7 +33,7 @@ def bench_sample(params: Params, side: int, device: str, compiled: bool) -> None
     where = torch.device(device)
     precision = fast_dtype(where)[0]
     with torch.device(where):
-        atd = build_atd(params.atd, params.scale).eval().to(memory_format=LAYOUT)
+        atd = build_atd(params.atd, params.scale).eval().to(where).to(memory_format=LAYOUT)
         network = build_unet(params.unet, params.scale)
         settings: dict[str, Any] = {key: getattr(params, key) for key in ("unet", "diffusion", "uncertainty")}
         denoiser = build_denoiser(network, **settings, scale=params.scale).eval().to(where).to(memory_format=LAYOUT)

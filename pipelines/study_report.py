@@ -72,21 +72,26 @@ def is_futile(plan: "Plan", question: str, arm: str) -> bool:
 
 def check_common(plan: "Plan", facts: Sequence[dict[str, Any]]) -> None:
     """Raises `DataError` where runs differ in more than their arms' keys: in settings, data, g, or, of one seed, in the
-    images, degradations, timesteps, noise or benchmarks that they saw."""
+    images, degradations, timesteps, noise or benchmarks that they saw.
+
+    A setting that did not exist yet at the time of a run does not count, as in `Run.is_done`.
+    """
     varied = {"seed"}.union(*plan.arms.values())
-    shared = [json.dumps(_without(run["inputs"], varied), sort_keys=True) for run in facts]
-    if len(set(shared)) > 1:
-        raise DataError(f"{RESULTS}: runs differ in more than their arms: remove those of other settings or data")
+    seen: dict[str, tuple[str, Any]] = {}
+    for run in facts:
+        name = f"{run['arm']}-{run['seed']}"
+        for key, value in (run["inputs"] | run["inputs"]["settings"]).items():
+            other, first = seen.setdefault(key, (name, value))
+            if first != value and key not in varied | {"settings"}:
+                raise DataError(
+                    f"{RESULTS}: {other} and {name} differ in `{key}`, which no arm sets: remove one, or train it anew"
+                )
     for seed in plan.seeds:
         runs = [run for run in facts if run["seed"] == seed]
         for key in ("draws", "benchmarks"):
             found = {json.dumps(run["common"][key] if key == "draws" else run[key], sort_keys=True) for run in runs}
             if len(found) > 1:
                 raise DataError(f"{RESULTS}: the runs of seed {seed} differ in their {key}: train them anew")
-
-
-def _without(inputs: dict[str, Any], keys: set[str]) -> dict[str, Any]:
-    return inputs | {"settings": {k: v for k, v in inputs["settings"].items() if k not in keys}}
 
 
 def answer(

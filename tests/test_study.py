@@ -160,7 +160,7 @@ def test_runs_of_other_settings_are_not_compared(page: Path):
     results(Path("docs/study"), {"isotropic": 0.0, "residual": -0.02})
     path = Path("docs/study/residual-1.json")
     path.write_text(path.read_text().replace("1200", "2000"))
-    with pytest.raises(DataError, match="isotropic-0 and residual-1 differ in `train_unet.steps`, which no arm sets"):
+    with pytest.raises(DataError, match=r"isotropic-0 and residual-1 differ in `train_unet.steps`, which no arm sets"):
         study_report.write(plan())
 
 
@@ -173,7 +173,7 @@ def test_a_setting_that_came_later_does_not_part_the_runs(page: Path):
         )
     study_report.write(plan())
     path.write_text(path.read_text().replace('"train_unet.new": null', '"train_unet.new": 1'))
-    with pytest.raises(DataError, match="isotropic-0 and residual-1 differ in `train_unet.new`"):
+    with pytest.raises(DataError, match=r"isotropic-0 and residual-1 differ in `train_unet.new`"):
         study_report.write(plan())
 
 

@@ -39,7 +39,7 @@ test-fast: check ## the same without slow tests: whole pipelines, servers, kills
 drill: .venv/ready ## break a tiny copy of the project on purpose, for an hour or more, and count what is lost
 	python tests/drill.py
 
-rehearsal: .venv/ready ## run the paper's scale with small images, for an hour or more: kills, a night, a sweep
+rehearsal: .venv/ready ## run the paper's scale with small images, for 40 minutes or more: kills, a night, a sweep
 	python tests/rehearsal.py
 
 team: .venv/ready ## rehearse a team on this machine: all services, two checkouts, a pipeline, a sweep, a night

@@ -54,6 +54,12 @@ def settings(**changes: Any) -> dict[str, Any]:
     return merged(merged(yaml.safe_load((ROOT / "params.yaml").read_text()), TINY), changes)
 
 
+def documented(*starts: str) -> list[str]:
+    """The lines of docs/operations.md that start with one of these, without comments."""
+    lines = (ROOT / "docs" / "operations.md").read_text().splitlines()
+    return [line.partition("  #")[0].rstrip() for line in lines if line.startswith(starts)]
+
+
 def params(**changes: Any) -> Params:
     return parse(Params, settings(**changes), "test")
 

@@ -39,8 +39,8 @@ class Command:
         return False
 
     def text(self) -> str:
-        self.output.seek(0)
-        return self.output.read()
+        file = self.output.fileno()  # its position is the command's too: `seek` would move where that writes
+        return os.pread(file, os.fstat(file).st_size, 0).decode(errors="replace")
 
     def last_line(self) -> str:
         lines = [line.rpartition("\r")[2].strip() for line in self.text().splitlines()]

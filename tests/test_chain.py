@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import settings
+from conftest import documented, settings
 from tiny_project import Project
 
 from upsr.images import read, write
@@ -129,6 +129,26 @@ def test_an_experiment_trains_the_unet_alone_and_stands_beside_the_first(
     assert all(uri.startswith((project.root / "mlartifacts").as_uri()) for uri in artifacts)
     project("git", "checkout", "-q", "--", ".")
     project("dvc", "checkout", "-q")
+
+
+def test_the_documented_commands_of_a_day_work(project: Project):
+    """Those that no other test runs: a student in one step, comparisons in DVC, and the short forms by make."""
+    for line in documented("cp models/unet", "dvc exp run -n one-step"):
+        project("bash", "-c", line)
+    shown = project("make", "--old-file=.venv/ready", "experiments")
+    assert "one-step: diffusion.steps=1, train_unet.teacher=teacher.safetensors" in " ".join(shown.split())
+    log = pd.read_csv(project.root / "models" / "unet" / "log.csv")
+    assert (log["distilled"] >= 0).all()
+    of_work_tree, of_experiment = documented("dvc metrics diff")
+    for line in (of_work_tree, of_experiment.replace("wide", "one-step")):
+        assert "holdout/lpips" in project("bash", "-c", line)
+    project("bash", "-c", documented("dvc plots diff")[0].replace("wide", "one-step"))
+    assert "one-step" in (project.root / "dvc_plots" / "index.html").read_text()
+    project("git", "checkout", "-q", "--", ".")
+    project("dvc", "checkout", "-q")
+    assert "Running stage 'evaluate'" in project("bash", "-c", "dvc repro -f -s evaluate")
+    assert "Completed" in project("make", "--old-file=.venv/ready", "flow")
+    project("git", "checkout", "-q", "--", ".")
 
 
 def until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from conftest import ROOT, merged, settings
+from conftest import ROOT, documented, merged, settings
 from services import PATIENCE, until
 from test_training import Run, store  # noqa: F401 (a fixture)
 from tiny_project import ENVIRONMENT, Project
@@ -146,11 +146,6 @@ def project(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Project:
     made = Project(tmp_path_factory.mktemp("devices"), weights, values)
     made("dvc", "repro", "pack")
     return made
-
-
-def documented(start: str) -> list[str]:
-    lines = (ROOT / "docs" / "operations.md").read_text().splitlines()
-    return [line for line in lines if line.startswith(start)]
 
 
 def test_the_documented_commands_train_the_papers_batch_in_eight_processes(project: Project):

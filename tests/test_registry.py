@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import merged, params
+from conftest import ROOT, merged, params
 from services import free_port, listens, until
 from test_images import large_png
 
@@ -90,6 +90,10 @@ def test_the_champion_is_served_and_upscales(store: Path, picture: Path) -> None
         asked = {"dataframe_split": {"columns": ["image"], "data": [[data]]}, "params": {"seed": 3}}
         (answer,) = ask(port, asked)["predictions"]
         assert (images.decode(base64.b64decode(answer), "answer") == made).all()
+        if shutil.which("curl"):
+            shutil.copy(picture, store / "photo.jpg")  # named so in the document; the content tells the format
+            subprocess.run(["bash", "-c", asked_by_curl(port)], cwd=store, env=environment, check=True)
+            assert (images.read(store / "large.png") == made).all()
         example = json.loads(next(store.rglob("serving_input_example.json")).read_text())
         assert len(ask(port, example)["predictions"]) == 1
         for bad, says in BAD_REQUESTS:
@@ -99,6 +103,14 @@ def test_the_champion_is_served_and_upscales(store: Path, picture: Path) -> None
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
+
+
+def asked_by_curl(port: int) -> str:
+    """The documented question, of three lines."""
+    _, start, rest = (ROOT / "docs/operations.md").read_text().partition('echo "{\\"dataframe_split')
+    command, end, _ = (start + rest).partition("> large.png\n")
+    assert "5001" in command
+    return (command + end).replace("5001", str(port))
 
 
 def rows(*encoded: object) -> dict:

@@ -251,6 +251,17 @@ def test_only_this_machine_is_answered(server: Server):
 # The command
 
 
+def test_open_shows_the_page_in_the_browser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    browser, opened = tmp_path / "browser", tmp_path / "opened"
+    browser.write_text(f'#!/bin/sh\necho "$1" > "{opened}.part" && mv "{opened}.part" "{opened}"\n')
+    browser.chmod(0o755)
+    monkeypatch.setenv("BROWSER", str(browser))
+    server = Server(tmp_path, "--open")
+    until(opened.is_file)
+    assert opened.read_text().strip().rstrip("/") == server.address.rstrip("/")
+    assert server.end() == 130
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_end_amid_an_image_leaves_nothing(tmp_path: Path, number: int):
     server = Server(tmp_path)

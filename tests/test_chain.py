@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import documented, settings
+from skimage import data
 from tiny_project import Project
 
 from upsr.images import read, write
@@ -146,9 +147,37 @@ def test_the_documented_commands_of_a_day_work(project: Project):
     assert "one-step" in (project.root / "dvc_plots" / "index.html").read_text()
     project("git", "checkout", "-q", "--", ".")
     project("dvc", "checkout", "-q")
-    assert "Running stage 'evaluate'" in project("bash", "-c", "dvc repro -f -s evaluate")
+    for stage in ("download", "evaluate"):
+        assert f"Running stage '{stage}'" in project("bash", "-c", f"dvc repro -f -s {stage}")
     assert "Completed" in project("make", "--old-file=.venv/ready", "flow")
+    project("upsr", "compare")
+    assert "residual" in (project.root / "reports" / "compare.html").read_text()
     project("git", "checkout", "-q", "--", ".")
+
+
+def test_the_documented_evaluations_work(project: Project):
+    for name in ("img_001", "img_002"):  # NIQE has no value for the small holdout
+        write(project.root / "hr" / f"{name}.png", data.astronaut()[:256, :256])
+    write(project.root / "photo.jpg", data.astronaut()[:24, :32])
+    project("upsr", "degrade", "hr", "-o", "DIR", "--benchmark")
+    served = documented("export MLFLOW_TRACKING_URI=sqlite", "python -c 'from pipelines", "upsr upscale photo")
+    assert len(served) == 3
+    project("bash", "-c", " && ".join(served))
+    assert read(project.root / "large.png").shape == (96, 128, 3)
+    of_champion, of_bundled, of_others = documented("upsr evaluate")
+    assert "niqe" in project("bash", "-c", of_champion)
+    assert len(project.json("out.json")["rows"]) == 2
+    of_others = of_others.replace("folder:real-esrgan/Set5", "folder:DIR/HR")
+    for line in (of_bundled, of_others):
+        assert "psnr" in project("bash", "-c", line.replace("data/benchmarks/Set5", "DIR"))
+
+
+def test_the_papers_scale_is_merged_planned_and_undone(project: Project):
+    merged, planned = documented("upsr scale df2k", "upsr doctor --plan")
+    assert "unet.dim: 16 -> 160" in project("bash", "-c", merged)
+    assert "train_unet" in project("bash", "-c", planned)
+    project("bash", "-c", "git checkout params.yaml")
+    assert not project("git", "status", "--porcelain", "params.yaml")
 
 
 def until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
@@ -193,7 +222,8 @@ def test_a_signal_to_all_saves_and_the_state_of_other_settings_is_refused(projec
     output = project("dvc", "repro", "train_unet", fails=True)
     assert "recipe.steps: 500 -> 501" in output
     assert "--fresh" in output
-    for state in folder.glob("state-*.pt"):
-        state.unlink()
+    project.set(settings())
+    assert "resuming" not in project("python", "-m", "pipelines.train_unet", "--fresh")
+    assert not list(folder.glob("state-*.pt"))
     project("git", "checkout", "-q", "--", ".")
     project("dvc", "checkout", "-q", "--force")

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -155,6 +156,18 @@ def test_the_documented_commands_train_the_papers_batch_in_eight_processes(proje
         output = project("bash", "-c", f"export OMP_NUM_THREADS=1; {command}")
         assert output.count("batch 32 = 8 processes × 1 micro-batches × 4 samples") == starts
     assert "up to date" in project("dvc", "status", "train_atd", "train_unet")
+
+
+def test_the_documented_command_of_many_machines_trains_the_stage(project: Project):
+    (text,) = re.findall(r"^TORCH_DISABLE.*\\\n.*$", (ROOT / "docs/operations.md").read_text(), re.M)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        here = f"127.0.0.1:{free.getsockname()[1]}"
+    text = text.replace("FIRST_MACHINE:29400", here).replace("--nproc_per_node 8", "--nproc_per_node 1")
+    both = [project.start("bash", "-c", f"export OMP_NUM_THREADS=1; {text}") for _ in range(2)]
+    output = "".join(process.communicate(timeout=400)[0] for process in both)
+    assert [process.returncode for process in both] == [0, 0], output
+    assert output.count("batch 32 = 2 processes × 1 micro-batches × 16 samples") == 1
 
 
 def stage(project: Project, name: str, steps: int, devices: str = "0,1") -> subprocess.Popen[str]:

@@ -83,6 +83,8 @@ def test_the_table_has_what_differs_and_marks_the_best_in_80_columns(repository:
         "wide: unet.dim=96, upsr/method.py",
         "    holdout                                           24.10*   0.7000    0.3960",
     ]
+    for option in ([], ["--csv"]):
+        assert "wide" in do(repository, "dvc", "exp", "show", *option)
     assert shown[9:11] == ["later (queued): seed=1", "work tree (figures of its last run): data.folder=photos"]
 
 

@@ -223,6 +223,15 @@ def test_files_and_folders(model: Path, tmp_path: Path):
     # the same picture, alone or among others
     upsr("upscale", tmp_path / "in" / "b.png", "-o", tmp_path / "again", "--model", model)
     assert (tmp_path / "again" / "b.png").read_bytes() == (tmp_path / "out" / "b.png").read_bytes()
+    # nearly the same in half precision
+    upsr("upscale", tmp_path / "in" / "b.png", "-o", tmp_path / "half.png", "--model", model, "--dtype", "bf16")
+    half, full = (images.read(path).astype(int) for path in (tmp_path / "half.png", tmp_path / "out" / "b.png"))
+    assert 0 < abs(half - full).mean() < 8
+
+
+def test_an_error_comes_with_its_traceback_where_that_is_asked_for(model: Path, tmp_path: Path):
+    with pytest.raises(images.ImageError, match="1 of 1 images could not be upscaled"):
+        upsr("--debug", "upscale", tmp_path / "no.png", "-o", tmp_path / "out", "--model", model)
 
 
 def test_one_bad_picture_is_named_and_the_others_are_done(model: Path, tmp_path: Path, capsys):

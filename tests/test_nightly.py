@@ -477,6 +477,19 @@ def test_a_worse_candidate_is_rejected_and_a_better_one_promoted(project: Path, 
 
 
 @pytest.mark.slow
+def test_changed_images_are_accepted_by_the_command(
+    project: Path, champion: str, api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flows.nightly(root=str(project))
+    path = project / "data/benchmarks/two/HR/a.png"
+    images.write(path, 255 - images.read(path))
+    monkeypatch.setattr(flows, "ROOT", project)
+    monkeypatch.setattr(sys, "argv", ["flows", "nightly", "--accept"])
+    flows.main()
+    flows.nightly(root=str(project))
+
+
+@pytest.mark.slow
 def test_a_night_that_cannot_see_its_champion_fails(
     project: Path, champion: str, api, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -172,7 +172,8 @@ def _memory() -> float:
 
 
 def growth(samples: list[float]) -> float:
-    """Peak of the second half over peak of the first."""
+    """Peak of the second half over peak of the first, of the time that there was a process: DVC then hashes files."""
+    samples = [sample for sample in samples if sample]
     middle = len(samples) // 2
     return max(samples[middle:]) / max(samples[:middle]) if middle else 1.0
 

@@ -1,3 +1,1 @@
 """The stages of dvc.yaml, and the code that connects them to DVC, MLflow and Prefect."""
-
-import upsr as upsr  # before torch

@@ -6,7 +6,7 @@ PORT ?= 5000
 PREFECT ?= http://127.0.0.1:4200/api
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DO_NOT_TRACK := 1
-# As upsr/__init__.py, for what imports torch first: stages and tests.
+# As upsr/__init__.py, for tests, some of which import torch first.
 export GOMP_SPINCOUNT ?= 10000
 
 .PHONY: help repro experiments test test-fast drill rehearsal team check ui flow sweep study nightly nightly-serve docs lock clean

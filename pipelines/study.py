@@ -266,7 +266,7 @@ def execute(run: Run, plan: Plan, parent: str | None) -> None:
         "commit": tracking.git_commit(),
         "device": tracking.device_name(),
         "benchmarks": {b.name: b.digest for b in benchmarks},
-        "kappa": float(upscaler.diffuser.denoiser.process.kappa),  # type: ignore[union-attr]
+        "kappa": torch.as_tensor(upscaler.diffuser.denoiser.process.kappa).item(),  # type: ignore[union-attr]
         "training_seconds": round(trained),
         "mix": log[["step", "mix"]].to_numpy().tolist() if "mix" in log else None,
         "common": common_numbers(params),

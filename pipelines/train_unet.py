@@ -19,18 +19,20 @@ from upsr.diffusion.diffuser import Diffuser
 from upsr.diffusion.noise import field
 from upsr.diffusion.uncertainty import load_edge_detector
 from upsr.models.atd import build_atd
+from upsr.models.critic import Critic
 from upsr.models.unet import build_unet
 from upsr.models.widen import widen_unet
 from upsr.pretrained import FILE, Pretrained, load_pretrained, save_pretrained, weights_file
 from upsr.training.initial import initial_weights, initialise
 from upsr.training.perceptual import PerceptualLoss
-from upsr.training.teacher import load_teacher, prepare_student
+from upsr.training.teacher import load_teacher, move_timesteps, prepare_student
 from upsr.training.unet_objective import UnetObjective
 
 FOLDER = MODELS["unet"]
 ATD = MODELS["atd"] / FILE
 CALIBRATION = 256  # patches that the uncertainty variant is calibrated on, or fewer:
 CALIBRATION_PIXELS = 2**20  # of all of them
+CRITIC_LR_SCALE = 5  # the critic starts from nothing, the network near its end
 EPSILON_STEPS = 100  # below this, ε-prediction is ill-posed
 
 
@@ -66,7 +68,9 @@ def train_denoiser(params: Params, wrap: Callable[[nn.Module], nn.Module] = lamb
     # functions for `train`
     def build() -> Denoiser:
         denoiser, variant = fresh_denoiser(params), params.uncertainty.variant
-        initialise(denoiser.network, "unet", params.unet, params.scale, init, widen_unet, variant)
+        file = initialise(denoiser.network, "unet", params.unet, params.scale, init, widen_unet, variant)
+        if file is not None:
+            move_timesteps(denoiser, file)
         if objective.teacher is not None:
             prepare_student(denoiser, objective.teacher)
             return denoiser
@@ -113,19 +117,22 @@ def train_denoiser(params: Params, wrap: Callable[[nn.Module], nn.Module] = lamb
         init=None if teacher else initial_weights("unet", params.unet.dim, init),
         save=save,
         upscale=upscale,
-        lr_scales={"uncertainty": params.uncertainty.lr_scale},
+        lr_scales={"uncertainty": params.uncertainty.lr_scale, "critic": CRITIC_LR_SCALE},
     )
 
 
 def fresh_denoiser(params: Params) -> Denoiser:
-    """A denoiser of the settings, with random weights."""
-    return build_denoiser(
+    """A denoiser of the settings, with random weights; with a critic where the training is adversarial."""
+    denoiser = build_denoiser(
         build_unet(params.unet, params.scale),
         unet=params.unet,
         diffusion=params.diffusion,
         uncertainty=params.uncertainty,
         scale=params.scale,
     )
+    if params.train_unet.adversarial_weight:
+        denoiser.add_module("critic", Critic())
+    return denoiser
 
 
 def build_objective(params: Params, atd: nn.Module, weights: Path | None = WEIGHTS) -> UnetObjective:
@@ -144,6 +151,7 @@ def build_objective(params: Params, atd: nn.Module, weights: Path | None = WEIGH
         params.scale,
         rollout=recipe.rollout,
         lpips_share=recipe.lpips_share,
+        adversarial=recipe.adversarial_weight,
         teacher=load_teacher(chosen, params.scale, params.diffusion, params.uncertainty) if chosen else None,
     )
 

@@ -179,19 +179,21 @@ def test_bench_train_says_where_the_time_goes_and_compares_settings(project: Pat
     """Without data it makes some up, and keeps nothing; data that cannot be read is not replaced."""
     (project / "params.yaml").write_text(json.dumps(settings(train_unet={"micro_batch": "auto"})))
     before = sorted(project.rglob("*"))
-    main(["bench", "train", "--device", "cpu"])
+    main(["bench", "train", "--device", "cpu", "--compile"])
     assert sorted(project.rglob("*")) == before
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.endswith("; images and LPIPS weights are made up")
     for name, rows, parts in (
-        ("train_atd", lines[:5], ["data", "degradation", "network", "perceptual", "optimiser"]),
-        ("train_unet", lines[5:], ["data", "degradation", "g", "network", "perceptual", "optimiser"]),
+        ("train_atd", lines[:6], ["data", "degradation", "network", "perceptual", "optimiser"]),
+        ("train_unet", lines[6:], ["data", "degradation", "g", "network", "perceptual", "optimiser"]),
     ):
         assert rows[0] == f"{name}: 2 patches of 32x32 per step, micro_batch 2"
         shares = [part.split() for part in rows[1].split(",")]
         assert [share[0] for share in shares] == parts
         assert sum(int(share[1]) for share in shares) == pytest.approx(100, abs=3)
-        assert [row.split("  ")[1] for row in rows[2:]] == ["fp32", "precision: bf16", "channels_last: true"]
+        assert [row.split("  ")[1] for row in rows[2:]] == [
+            "fp32", "precision: bf16", "channels_last: true", "compile: true"
+        ]  # fmt: skip
         assert "1.00 x as fast" in rows[2]
         assert all("ms" in row and "steps/s" in row and "TFLOP/s" in row for row in rows[2:])
     (project / "data/train.lmdb").mkdir(parents=True)

@@ -159,18 +159,19 @@ def test_the_help_names_the_bundled_weights(capsys: pytest.CaptureFixture[str]):
     assert f"bundled weights (starter, light, {', '.join(bundled())})" in text
 
 
+@pytest.mark.parametrize("module", ["upsr.inference.upscaler", "pipelines.train_unet"])
 @pytest.mark.parametrize(
     ("own", "seen"), [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "")]
 )
-def test_threads_do_not_wait_long_for_a_busy_core_unless_the_user_decided(own: dict[str, str], seen: str):
-    code = """
+def test_threads_do_not_wait_long_for_a_busy_core_unless_the_user_decided(own: dict[str, str], seen: str, module: str):
+    code = f"""
 import os, sys
 class Watch:
     def find_spec(self, name, path=None, target=None):
         if name == "torch":
             print(os.environ.get("GOMP_SPINCOUNT", ""))
 sys.meta_path.insert(0, Watch())
-import upsr.inference.upscaler
+import {module}
 """
     free = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     output = subprocess.check_output([sys.executable, "-c", code], env=free | own, cwd=ROOT, text=True)

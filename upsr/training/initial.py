@@ -9,7 +9,16 @@ import torch.nn as nn
 from torch import Tensor
 
 from upsr.config import ATD_TRAINING_KEYS, Atd, Unet
-from upsr.pretrained import BUNDLED, REMEDY, CheckpointError, bundled, load_pretrained, load_weights, weights_file
+from upsr.pretrained import (
+    BUNDLED,
+    REMEDY,
+    CheckpointError,
+    Pretrained,
+    bundled,
+    load_pretrained,
+    load_weights,
+    weights_file,
+)
 from upsr.training.state import differences
 
 State = dict[str, Tensor]
@@ -35,8 +44,8 @@ def initialise(
     init: str,
     widen: Callable[[State, nn.Module], State],
     variant: str | None = None,
-) -> None:
-    """Loads the part `name` of `init`'s weights file into a network, if there is a file and it has that part.
+) -> Pretrained | None:
+    """Loads the part `name` of `init`'s weights file into a network, and returns the file, if it has that part.
 
     `widen` makes weights for a network 2, 3, ... times as wide. A network that the bundled weights do not fit trains
     from scratch for `starter`. If the file was trained with another uncertainty than `variant`, the printed line names
@@ -44,11 +53,11 @@ def initialise(
     """
     path = initial_weights(name, cfg.dim, init)
     if path is None:
-        return
+        return None
     file = load_pretrained(path)
     if name not in file.settings:
         print(f"{name}: trains from scratch: {path} has no {name}", flush=True)
-        return
+        return None
     # compare settings
     wanted: dict[str, Any] = {"scale": scale, name: cfg.model_dump(mode="json", exclude=ATD_TRAINING_KEYS)}
     found = file.section(name, type(cfg)).model_dump(mode="json", exclude=ATD_TRAINING_KEYS)
@@ -59,7 +68,7 @@ def initialise(
     wrong = differences({"scale": file.scale, name: found}, wanted)
     if wrong and init == "starter":
         print(f"{name}: trains from scratch: the bundled weights do not fit ({'; '.join(wrong)})", flush=True)
-        return
+        return None
     if wrong:
         raise CheckpointError(f"{path}: weights of another network ({'; '.join(wrong)}): use the values of the file")
     # load, widened where needed
@@ -75,3 +84,4 @@ def initialise(
     if variant not in (None, before):
         notes.append(f"trained with `{before}` noise, this run's is `{variant}`: compare only runs with the same start")
     print(", ".join([f"{name}: starts from {path}", *notes]), flush=True)
+    return file

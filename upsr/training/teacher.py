@@ -7,8 +7,9 @@ import torch.nn as nn
 
 from upsr.config import Diffusion, Uncertainty
 from upsr.diffusion.denoiser import Denoiser, load_denoiser
+from upsr.diffusion.process import build_process
 from upsr.models.unet import UNet, build_unet, timestep_embedding
-from upsr.pretrained import CheckpointError, load_pretrained, weights_file
+from upsr.pretrained import CheckpointError, Pretrained, load_pretrained, weights_file
 from upsr.training.state import differences
 
 NOT_IN_X_T = {"mix", "learn_mix", "lr_scale", "edge_weights"}  # keys of `uncertainty`: how it starts and learns
@@ -40,19 +41,24 @@ def _shared(scale: int, diffusion: Diffusion, uncertainty: Uncertainty) -> dict[
     }
 
 
-@torch.no_grad()
 def prepare_student(student: Denoiser, teacher: Denoiser) -> None:
-    """Gives a student whose network has the teacher's weights its noise, and its answers where η_t is the same.
-
-    What the teacher's variant learned and measured is copied and frozen, so w and κ stay the teacher's. Each timestep
-    acts as the teacher's of the nearest √η, T as its T: W ← W + W (E_theirs − E_ours) E_ours⁺, where W is the first
-    layer of the timestep's embedding, and the columns of E are the embeddings of the timesteps.
-    """
+    """Gives a student the teacher's noise: what the teacher's variant learned and measured is copied and frozen."""
     student.uncertainty.load_state_dict(teacher.uncertainty.state_dict())
     student.get_submodule("uncertainty").requires_grad_(False)
 
-    network = cast(UNet, student.network)
-    ours, theirs = student.sqrt_eta[1:], teacher.sqrt_eta[1:]
+
+@torch.no_grad()
+def move_timesteps(denoiser: Denoiser, file: Pretrained) -> None:
+    """Makes a denoiser with the weights of `file`, of another chain perhaps, answer as on that chain.
+
+    Each timestep acts as the file's of the nearest √η, T as its T: W ← W + W (E_theirs − E_ours) E_ours⁺, where W is
+    the first layer of the timestep's embedding, and the columns of E are the embeddings of the timesteps.
+    """
+    network = cast(UNet, denoiser.network)
+    ours, theirs = denoiser.sqrt_eta[1:], build_process(file.section("diffusion", Diffusion)).sqrt_eta[1:]
+    if torch.equal(ours, theirs):
+        return
+    print(f"unet: {len(theirs)} timesteps moved to {len(ours)}", flush=True)
     nearest = (ours[:, None] - theirs).abs().argmin(1)
     e_theirs, e_ours = (timestep_embedding(t, network.dim).double().T for t in (nearest, torch.arange(len(ours))))
     weight = cast(nn.Linear, network.time_embed[0]).weight

@@ -88,6 +88,7 @@ SETTINGS: list[Any] = [  # changed settings of a weights file, or other text in 
     {"sampling_steps": -1},
     {"sampling_steps": 10**30},
     {"sampling_steps": "all"},
+    {"keeps_colours": "lr"},
     {"atd": None},
     {"atd": [1]},
     {"atd": {"dim": 200_000}},

@@ -16,6 +16,7 @@ from upsr.diffusion.diffuser import Diffuser
 from upsr.diffusion.noise import field
 from upsr.diffusion.uncertainty import Analysis, enlarged
 from upsr.images import pad_to, round8
+from upsr.inference.colours import with_colours_of
 from upsr.inference.precision import Dtype, fast_dtype
 from upsr.inference.tiling import Fields, Sliceable, blend, cuts, join
 from upsr.memory import free_memory
@@ -63,8 +64,16 @@ class Upscaler:
     depend on the tile size. The tile bounds the networks' memory.
     """
 
-    def __init__(self, atd: ATD, diffuser: Diffuser | None, *, device: str = "cpu", dtype: Dtype = "fp32") -> None:
-        self.scale, self.device = atd.scale, torch.device(device)
+    def __init__(
+        self,
+        atd: ATD,
+        diffuser: Diffuser | None,
+        *,
+        device: str = "cpu",
+        dtype: Dtype = "fp32",
+        keeps_colours: bool = False,
+    ) -> None:
+        self.scale, self.device, self.keeps_colours = atd.scale, torch.device(device), keeps_colours
         self.dtype = DTYPES[fast_dtype(self.device)[0] if dtype == "auto" else dtype]
         self.atd_dtype = DTYPES["fp32" if dtype == "auto" else dtype]
         self.atd, self.diffuser = atd.to(device).to(memory_format=LAYOUT).eval(), diffuser
@@ -101,7 +110,7 @@ class Upscaler:
         denoiser = load_denoiser(file, build_unet, steps or file.sampling_steps)
         multiple = cfg.window * 2 ** (len(cfg.channel_mult) - 1)
         diffuser = Diffuser(denoiser.to(device).to(memory_format=LAYOUT).eval(), chain.sampler_eta, multiple)
-        return cls(atd, diffuser, device=device, dtype=dtype)
+        return cls(atd, diffuser, device=device, dtype=dtype, keeps_colours=file.keeps_colours)
 
     def __call__(self, image: ImageLike, *, seed: int = 0, tile: int = 128) -> np.ndarray:
         """A path, a PIL image or an array -> the upscaled array in sRGB, of the dtype and channels of `image`.
@@ -266,7 +275,8 @@ class Upscaler:
         fields |= {_weight_name(t): weights[t].mean(1, keepdim=True) for t in _shown(diffuser)}
         names, maps = diffuser.denoiser.uncertainty.map_names, enlarged(analysis.maps, y_up)
         fields |= {name: x[:, None] for name, x in zip(names, maps.unbind(1), strict=True)}
-        return {name: x[:, :, : h * s, : w * s] for name, x in fields.items()}
+        fields = {name: x[:, :, : h * s, : w * s] for name, x in fields.items()}
+        return fields | ({"image": with_colours_of(lr, fields["image"])} if self.keeps_colours else {})
 
     def _upscaled(self, whole: Fields) -> Upscaled:
         maps, weights = {"residual": whole["residual"]}, {}

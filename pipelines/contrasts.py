@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 KEYS = ("arm", "seed", "benchmark", "picture")
 NUMBERS = ("difference", "low", "high", "p", "p_holm")
 COLUMNS = ("contrast", "benchmark", "metric", *NUMBERS, "verdict", "sentence", "seeds", "images")
+REACH = 2  # times the largest difference, or the margin: an interval of two seeds can be a hundred times as wide
 COLOURS = {"better": "tab:green", "worse": "tab:red", "equal": "tab:blue", "undecided": "tab:gray"}
 LABEL_INCHES, PANEL_INCHES, LINE_INCHES, PANELS_A_ROW = 3.0, 3.2, 0.3, 4
 
@@ -94,7 +95,8 @@ def _name(row: pd.Series) -> str:
 def forest(table: pd.DataFrame, path: Path) -> None:
     """The plot of a contrast table, as PNG: a panel per metric, a line per contrast and benchmark.
 
-    Bars are 95 % intervals, the band is the margin of equality. A hollow point has no interval.
+    Bars are 95 % intervals, the band is the margin of equality. A hollow point has no interval, and an arrow means that
+    the interval goes on.
     """
     from matplotlib.figure import Figure
 
@@ -111,8 +113,8 @@ def forest(table: pd.DataFrame, path: Path) -> None:
         axes.set_yticks(range(len(labels)), labels)
     for axes in panels[len(metrics) :]:
         axes.set_axis_off()
-    title = "Difference with its 95 % interval. Green: better, red: worse, blue: equal within the band, grey: undecided"
-    figure.suptitle(title, fontsize="medium")
+    colours = "Green: better, red: worse, blue: equal within the band, grey: undecided"
+    figure.suptitle(f"Difference with its 95 % interval (arrow: it goes on). {colours}", fontsize="medium")
     panels[0].set_ylim(len(labels) - 0.5, -0.5)  # the first line at the top
     with atomic(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
@@ -120,11 +122,16 @@ def forest(table: pd.DataFrame, path: Path) -> None:
 
 def _panel(axes: "Axes", rows: pd.DataFrame, metric: str) -> None:
     margin = MARGINS.get(metric, 0.0)
+    reach = REACH * max(rows["difference"].abs().max(), margin)
     axes.axvspan(-margin, margin, color="tab:blue", alpha=0.12, lw=0)
     axes.axvline(0, color="black", lw=0.8)
     for y, row in enumerate(rows.to_dict("records")):
         colour = COLOURS.get(row["verdict"], "tab:gray")
-        axes.plot([row["low"], row["high"]], [y, y], color=colour)  # nothing where they are NaN
+        ends = max(row["low"], -reach), min(row["high"], reach)
+        axes.plot(ends, [y, y], color=colour)  # nothing where they are NaN
+        for end, true_end, arrow in zip(ends, (row["low"], row["high"]), "<>", strict=True):
+            if abs(true_end) > abs(end):
+                axes.plot(end, y, arrow, color=colour)
         axes.plot(row["difference"], y, "o", color=colour, fillstyle="none" if pd.isna(row["low"]) else "full")
         if row["verdict"] == "not measured":
             axes.text(0, y, "not measured", ha="center", va="center", fontsize="small")

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from scipy.stats import ttest_1samp
 
-from pipelines.contrasts import Declared, contrast_table, forest
+from pipelines.contrasts import Declared, _panel, contrast_table, forest
 from upsr import images
 from upsr.evaluation.contrasts import MARGINS, Contrast, contrast, holm, sentence, verdict
 
@@ -267,6 +268,16 @@ def test_the_forest_plot(tmp_path: Path) -> None:
     assert set(table["verdict"]) >= {"no interval", "not measured"}
     (h2, w2), (h3, w3), (h4, w4) = sizes
     assert h2 == h3 < h4 and w2 < w3 == w4
+
+
+def test_a_wide_interval_is_cut_so_that_the_others_can_be_read() -> None:
+    """That of two seeds may be a hundred times as wide; the margin of LPIPS is 0.005."""
+    rows = pd.DataFrame({"difference": [0.02, 0.01], "low": [0.01, -4.0], "high": [0.03, 5.0], "verdict": "undecided"})
+    axes = Figure().subplots()
+    _panel(axes, rows, "lpips")
+    assert -0.05 < axes.get_xlim()[0] < -0.04 and 0.04 < axes.get_xlim()[1] < 0.05
+    arrows = [(line.get_marker(), *line.get_ydata()) for line in axes.lines if line.get_marker() in ("<", ">")]
+    assert arrows == [("<", 1), (">", 1)]
 
 
 def test_two_seeds_give_an_interval_with_an_end():

@@ -19,7 +19,6 @@ from upsr.diffusion.diffuser import Diffuser
 from upsr.diffusion.noise import field
 from upsr.diffusion.uncertainty import load_edge_detector
 from upsr.models.atd import build_atd
-from upsr.models.critic import Critic
 from upsr.models.unet import build_unet
 from upsr.models.widen import widen_unet
 from upsr.pretrained import FILE, Pretrained, load_pretrained, save_pretrained, weights_file
@@ -32,7 +31,6 @@ FOLDER = MODELS["unet"]
 ATD = MODELS["atd"] / FILE
 CALIBRATION = 256  # patches that the uncertainty variant is calibrated on, or fewer:
 CALIBRATION_PIXELS = 2**20  # of all of them
-CRITIC_LR_SCALE = 5  # the critic starts from nothing, the network near its end
 EPSILON_STEPS = 100  # below this, ε-prediction is ill-posed
 
 
@@ -117,22 +115,19 @@ def train_denoiser(params: Params, wrap: Callable[[nn.Module], nn.Module] = lamb
         init=None if teacher else initial_weights("unet", params.unet.dim, init),
         save=save,
         upscale=upscale,
-        lr_scales={"uncertainty": params.uncertainty.lr_scale, "critic": CRITIC_LR_SCALE},
+        lr_scales={"uncertainty": params.uncertainty.lr_scale},
     )
 
 
 def fresh_denoiser(params: Params) -> Denoiser:
-    """A denoiser of the settings, with random weights; with a critic where the training is adversarial."""
-    denoiser = build_denoiser(
+    """A denoiser of the settings, with random weights."""
+    return build_denoiser(
         build_unet(params.unet, params.scale),
         unet=params.unet,
         diffusion=params.diffusion,
         uncertainty=params.uncertainty,
         scale=params.scale,
     )
-    if params.train_unet.adversarial_weight:
-        denoiser.add_module("critic", Critic())
-    return denoiser
 
 
 def build_objective(params: Params, atd: nn.Module, weights: Path | None = WEIGHTS) -> UnetObjective:
@@ -151,7 +146,6 @@ def build_objective(params: Params, atd: nn.Module, weights: Path | None = WEIGH
         params.scale,
         rollout=recipe.rollout,
         lpips_share=recipe.lpips_share,
-        adversarial=recipe.adversarial_weight,
         teacher=load_teacher(chosen, params.scale, params.diffusion, params.uncertainty) if chosen else None,
     )
 

@@ -124,9 +124,6 @@ class UnetRecipe(Recipe):
     """λ of the loss MSE + λ · LPIPS; 0 leaves LPIPS out."""
     lpips_share: Annotated[float, Field(gt=0, le=1)]
     """Share of each micro-batch that LPIPS is computed on, at least one sample; smaller: cheaper, noisier steps."""
-    adversarial_weight: Annotated[float, Field(ge=0)]
-    """Weight of the adversarial loss, on the samples of LPIPS, whose weight must not be 0: a critic on VGG's features
-    learns to tell results from photographs, and the network to deceive it. 0: no critic, as in the paper."""
     rollout: Probability
     """Share of samples whose x_t the network makes itself, by one step of the sampler from a true x_{t+1} (DREAM, arXiv
     2312.00210); 0: the paper. Without them the network trusts x_t more than a sampled x_t deserves."""
@@ -135,9 +132,3 @@ class UnetRecipe(Recipe):
     `diffusion.steps`, starts from its weights in place of `train.init`, and also learns its deterministic result for
     the same x_T (SinSR, arXiv 2311.14760). `unet`, `uncertainty`, κ and √η_T must be the teacher's; what the teacher's
     variant learned is kept. null: no teacher."""
-
-    @model_validator(mode="after")
-    def _critic_sees_features(self) -> Self:
-        if self.adversarial_weight and not self.lpips_weight:
-            raise ValueError("adversarial_weight needs LPIPS's features: set lpips_weight above 0")
-        return self

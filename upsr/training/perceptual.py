@@ -39,18 +39,13 @@ class Lpips(nn.Module):
 
     def forward(self, x: Tensor, target: Tensor) -> Tensor:
         """Both (B, 3, H, W) in [0, 1] -> (B,)."""
-        return self.compare(x, target)[0]
-
-    def compare(self, x: Tensor, target: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """As `forward`, and the features of both images: (B, C, h, w) by stage, of length 1 at each pixel."""
         with torch.no_grad():
             targets = self._features(target)
-        features = self._features(x)
         distances = [
             ((a - b).square() * line).sum(1).mean((1, 2))
-            for a, b, line in zip(features, targets, self.lines, strict=True)
+            for a, b, line in zip(self._features(x), targets, self.lines, strict=True)
         ]
-        return torch.stack(distances).sum(0), features, targets
+        return torch.stack(distances).sum(0)
 
     def _features(self, x: Tensor) -> list[Tensor]:
         x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
@@ -104,13 +99,8 @@ class PerceptualLoss(nn.Module):
 
     def forward(self, x: Tensor, target: Tensor) -> Tensor:
         """Both (B, 3, H, W) in [-1, 1] -> (B,), weighted."""
-        return self.compare(x, target)[0]
-
-    def compare(self, x: Tensor, target: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """As `forward`, and the features of both images as `Lpips.compare`; none with a weight of 0."""
         if self.lpips is None:
-            return x.new_zeros(len(x)), [], []
+            return x.new_zeros(len(x))
         if self.proper:
             x, target = to_unit(x), to_unit(target)
-        distance, features, targets = self.lpips.compare(x, target)
-        return self.weight * distance, features, targets
+        return self.weight * self.lpips(x, target)

@@ -14,7 +14,6 @@ from upsr.degradation.draws import Draws
 from upsr.diffusion.denoiser import Denoiser, upsample
 from upsr.diffusion.samplers import sample
 from upsr.images import to_signed
-from upsr.models.critic import Critic, adversarial_losses
 from upsr.training.pairs import Loss, Pairs
 from upsr.training.perceptual import PerceptualLoss
 
@@ -23,10 +22,9 @@ class UnetObjective(nn.Module):
     """MSE(x̂0, x0), weighted by `Denoiser.loss_weight`, + λ · LPIPS(x̂0, x0).
 
     `rollout`: share of samples whose x_t the network makes itself (`Denoiser.perturb`). `lpips_share`: share of a
-    micro-batch, at least one sample, that LPIPS is the mean of. With a weight `adversarial`, these samples also have
-    the losses of `adversarial_losses`, and the denoiser has a `critic`. With a `teacher`, MSE(S(x_T), F(x_T)) is added:
-    S and F are the deterministic results of the network and of the teacher, each by all steps of its own chain, from
-    the same x_T = y↑ + κ √η_T · w ⊙ ε and g(y) (SinSR, arXiv 2311.14760, L_distill for a chain of one step).
+    micro-batch, at least one sample, that LPIPS is the mean of. With a `teacher`, MSE(S(x_T), F(x_T)) is added: S and F
+    are the deterministic results of the network and of the teacher, each by all steps of its own chain, from the same
+    x_T = y↑ + κ √η_T · w ⊙ ε and g(y) (SinSR, arXiv 2311.14760, L_distill for a chain of one step).
     """
 
     def __init__(
@@ -38,12 +36,11 @@ class UnetObjective(nn.Module):
         *,
         rollout: float = 0,
         lpips_share: float = 1,
-        adversarial: float = 0,
         teacher: Denoiser | None = None,
     ) -> None:
         super().__init__()
         self.pairs, self.perceptual, self.scale = pairs, perceptual, scale
-        self.rollout, self.lpips_share, self.adversarial = rollout, lpips_share, adversarial
+        self.rollout, self.lpips_share = rollout, lpips_share
         self.atd = atd.eval().requires_grad_(False)
         self.teacher = None if teacher is None else teacher.eval().requires_grad_(False)
 
@@ -66,7 +63,7 @@ class UnetObjective(nn.Module):
     ) -> Loss:
         """Logs `mse` and `lpips` (weighted), `weight` and `energy` (means of w and w²), and what the variant logs.
 
-        With a teacher also `distilled`, the MSE to its results; with a critic `adversarial` (weighted) and `critic`.
+        With a teacher also `distilled`, the MSE to its results.
         """
         bare = cast(Denoiser, getattr(denoiser, "module", denoiser))  # DDP forwards calls, not attributes
         x0, y_up, g_y = self._images(lr, hr)
@@ -74,22 +71,17 @@ class UnetObjective(nn.Module):
         rolled = rolled if self.rollout else None
         x_t, weight = bare.perturb(x0, lr, y_up, g_y, noise, t, rolled)
         estimate = denoiser(x_t, t, bare.condition(g_y, y_up), y_up, weight)
-        terms = {"mse": (bare.loss_weight(t, weight, rolled) * (estimate - x0) ** 2).mean()}
+        mse = (bare.loss_weight(t, weight, rolled) * (estimate - x0) ** 2).mean()
         n = max(1, round(self.lpips_share * len(hr)))
-        images, importance = (estimate[:n].clamp(-1, 1), x0[:n]), bare.perceptual_weight(t[:n])
-        if self.adversarial:
-            distance, found, true = self.perceptual.compare(*images)
-            fooling, terms["critic"] = adversarial_losses(cast(Critic, bare.get_submodule("critic")), found, true)
-            terms["adversarial"] = self.adversarial * (importance * fooling).mean()
-        else:
-            distance = self.perceptual(*images)
-        terms["lpips"] = (importance * distance).mean()
+        lpips = (bare.perceptual_weight(t[:n]) * self.perceptual(estimate[:n].clamp(-1, 1), x0[:n])).mean()
+        values = {"mse": mse, "lpips": lpips, "weight": weight.mean(), "energy": weight.square().mean()}
+        loss = mse + lpips
         if self.teacher is not None:
             with torch.no_grad():
                 taught = _result(self.teacher, self.teacher, lr, y_up, g_y, noise)
-            terms["distilled"] = ((_result(denoiser, bare, lr, y_up, g_y, noise) - taught) ** 2).mean()
-        values = {"weight": weight.mean(), "energy": weight.square().mean()} | bare.uncertainty.logged()
-        return torch.stack(list(terms.values())).sum(), terms | values
+            values["distilled"] = ((_result(denoiser, bare, lr, y_up, g_y, noise) - taught) ** 2).mean()
+            loss = loss + values["distilled"]
+        return loss, values | bare.uncertainty.logged()
 
     @torch.no_grad()
     def calibrate(self, denoiser: Denoiser, hr: Tensor, seed: int) -> None:

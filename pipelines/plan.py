@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -119,7 +120,9 @@ def count(
     if params.train.checkpointing:
         recompute_activations(network)
     hr, lr = (torch.empty(n, 3, side, side, device="meta") for side in (recipe.patch, recipe.patch // scale))
-    batch = (lr, hr, torch.empty(n, device="meta"), hr) if isinstance(objective, UnetObjective) else (lr, hr)
+    batch: tuple[Any, ...] = (lr, hr)
+    if isinstance(objective, UnetObjective):
+        batch = (lr, hr, torch.empty(n, device="meta"), hr, None, torch.zeros(n, 2, dtype=torch.long))
     saved: dict[int, Tensor] = {}
 
     def save(x: Tensor) -> Tensor:

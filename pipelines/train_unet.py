@@ -23,7 +23,7 @@ from upsr.models.unet import build_unet
 from upsr.models.widen import widen_unet
 from upsr.pretrained import FILE, Pretrained, load_pretrained, save_pretrained, weights_file
 from upsr.training.initial import initial_weights, initialise
-from upsr.training.perceptual import PerceptualLoss
+from upsr.training.perceptual import PerceptualLoss, sharper_losses
 from upsr.training.teacher import load_teacher, move_timesteps, prepare_student
 from upsr.training.unet_objective import UnetObjective
 
@@ -146,6 +146,7 @@ def build_objective(params: Params, atd: nn.Module, weights: Path | None = WEIGH
         params.scale,
         rollout=recipe.rollout,
         lpips_share=recipe.lpips_share,
+        more=sharper_losses(recipe, params.train.lpips_range, weights),
         teacher=load_teacher(chosen, params.scale, params.diffusion, params.uncertainty) if chosen else None,
     )
 

@@ -25,6 +25,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 KNOWN = {  # a change of each scale
     "df2k": "unet.dim: 48 -> 160",
     "imagenet-test": "degradation.final_sinc: 0.8 -> 0.2",
+    "sharper": "diffusion.steps: 5 -> 1",
     "starter": "data.source: sample -> folder",
 }
 
@@ -70,7 +71,7 @@ def test_what_would_not_be_valid_is_not_written(project: Path, capsys):
     Path("scales/odd.yaml").write_text("unet: {dim: 50}")
     for name, message in (
         ("odd", "scales/odd.yaml: unet.dim 50"),
-        ("none", "available: df2k, imagenet-test, odd, starter"),
+        ("none", "available: df2k, imagenet-test, odd, sharper, starter"),
         ("study", "a study, not a scale: run `make study`"),
     ):
         with pytest.raises(SystemExit) as end:

@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ from upsr.training.initial import initialise
 from upsr.training.loop import fit, learning_rate
 from upsr.training.memory import memory_errors_in_one_line, micro_batch_size
 from upsr.training.pairs import Pairs
-from upsr.training.perceptual import Lpips, PerceptualLoss
+from upsr.training.perceptual import ALEX, Dists, Lpips, PerceptualLoss, sharper_losses
 from upsr.training.state import TrainingError, clear, save_state
 from upsr.training.unet_objective import UnetObjective
 from upsr.training.validation import Validation, held_out
@@ -539,15 +540,18 @@ def test_the_denoiser_learns_one_picture(predict: str, left: float, variant: str
 
 
 @torch.inference_mode()
-def test_lpips_as_a_loss_is_pyiqas_metric(weights: Path):
+def test_lpips_and_dists_as_losses_are_pyiqas_metrics(weights: Path):
     folder = SHARED / "lpips_example"
     if not folder.is_dir():
         pytest.skip(f"no {folder}: the LPIPS authors' pictures are absent")
     reference, a, b = (images.to_tensor(images.read_rgb(folder / f"ex_{n}.png")) for n in ("ref", "p0", "p1"))
-    metric = Metrics(["lpips-vgg"], weights, PROTOCOLS["basicsr"], 4, torch.device("cpu"))
-    lpips = Lpips(weights)
+    names = {"lpips-vgg": Lpips(weights), "lpips": Lpips(weights, ALEX), "dists": Dists(weights)}
+    metric = Metrics(list(names), weights, PROTOCOLS["basicsr"], 4, torch.device("cpu"))
     for x in (a, b):
-        assert lpips(x, reference).item() == pytest.approx(metric(x, reference)["lpips-vgg"], abs=1e-4)
+        theirs = metric(x, reference)
+        assert {name: ours(x, reference).item() for name, ours in names.items()} == pytest.approx(
+            {name: theirs[name] for name in names}, abs=1e-4
+        )
 
 
 def test_the_official_range_is_another_loss(weights: Path):
@@ -557,10 +561,36 @@ def test_the_official_range_is_another_loss(weights: Path):
     assert official.item() == pytest.approx(0.5 * Lpips(weights)(x, y).item())
 
 
-def test_missing_lpips_weights_are_named(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match="lpips_weight: 0"):
-        PerceptualLoss(0.5, "proper", tmp_path)
-    PerceptualLoss(0, "proper", tmp_path)
+@pytest.mark.parametrize("key", ["lpips_alex_weight", "dists_weight"])
+def test_a_sharper_loss_is_added_and_logged_by_its_name(weights: Path, key: str):
+    torch.manual_seed(0)
+    p = params(train_unet={key: 0.5, "lpips_share": 0.5})
+    pairs, atd, network = Pairs(build_degradation(p.degradation, 4), PairPool(0, 2)), build_atd(p.atd, 4), denoiser(p)
+    plain = UnetObjective(pairs, PerceptualLoss(0, "proper", ""), atd, 4)
+    more = sharper_losses(p.train_unet, "proper", weights)
+    sharper = UnetObjective(pairs, PerceptualLoss(0, "proper", ""), atd, 4, lpips_share=0.5, more=more)
+    hr = (torch.rand(2, 3, 64, 64) * 255).byte()
+    drawn = plain.draw(hr, (0, 0))
+    loss, values = sharper.loss(network, *drawn)
+    name = key.removesuffix("_weight")
+    assert values.keys() - plain.loss(network, *drawn)[1].keys() == {name}
+    assert loss.item() == pytest.approx(plain.loss(network, *drawn)[0].item() + values[name].item(), rel=1e-5)
+    assert values[name].item() > 0.05, "the weight times the distance of an image that is nothing like its target"
+    loss.backward()
+    assert all(weight.grad.isfinite().all() for weight in network.parameters() if weight.grad is not None)
+    unmoved = sharper.loss(network, *drawn[:-1], torch.zeros_like(drawn[-1]))[1][name]
+    assert drawn[-1].any() and unmoved.item() != values[name].item(), "it sees the images from an offset"
+
+
+def test_missing_weights_of_a_loss_are_named(tmp_path: Path):
+    for metric, key in (
+        (Lpips, "lpips_weight"),
+        (partial(Lpips, net=ALEX), "lpips_alex_weight"),
+        (Dists, "dists_weight"),
+    ):
+        with pytest.raises(FileNotFoundError, match=f"{key}: 0"):
+            PerceptualLoss(0.5, "proper", tmp_path, metric)
+        PerceptualLoss(0, "proper", tmp_path, metric)
 
 
 # Starting from other weights

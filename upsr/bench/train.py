@@ -29,7 +29,7 @@ from upsr.training.atd_objective import AtdObjective
 from upsr.training.ema import Ema
 from upsr.training.memory import memory_errors_in_one_line, micro_batch_size, recompute_activations
 from upsr.training.pairs import Objective, Pairs
-from upsr.training.perceptual import LINEAR, STAGES, VGG, WIDTHS, PerceptualLoss
+from upsr.training.perceptual import ALEX, CHANNELS, DISTS, VGG, PerceptualLoss, sharper_losses
 from upsr.training.unet_objective import UnetObjective
 
 LMDB, WEIGHTS = Path("data/train.lmdb"), Path("data/metric_weights")
@@ -46,7 +46,11 @@ def bench_train(params: Params, device: str, folder: Path, compiled: bool) -> No
     step needs more memory than there is.
     """
     lmdb = LMDB if LMDB.exists() else _made_up_images(folder, params)
-    weights = WEIGHTS if (WEIGHTS / VGG).exists() else _made_up_weights(folder)
+    weights = (
+        WEIGHTS
+        if all((WEIGHTS / name).exists() for name in (VGG.weights, ALEX.weights, DISTS))
+        else _made_up_weights(folder)
+    )
     made_up = [name for name, path in (("images", lmdb), ("LPIPS weights", weights)) if path.is_relative_to(folder)]
     print(
         f"torch {torch.__version__} on {device}, {torch.get_num_threads()} threads"
@@ -174,13 +178,14 @@ def _watched(objective: Any, clock: Clock) -> Iterator[None]:
     def begins(part: str) -> Callable[..., None]:
         return lambda *_: clock(part)
 
-    perceptual, network = objective.perceptual, begins("network")
-    handles = [
-        perceptual.register_forward_pre_hook(begins("perceptual")),
-        perceptual.register_forward_hook(network),
-        perceptual.register_full_backward_pre_hook(begins("perceptual")),
-        perceptual.register_full_backward_hook(network),
-    ]
+    network, handles = begins("network"), []
+    for loss in (objective.perceptual, *getattr(objective, "more", {}).values()):
+        handles += [
+            loss.register_forward_pre_hook(begins("perceptual")),
+            loss.register_forward_hook(network),
+            loss.register_full_backward_pre_hook(begins("perceptual")),
+            loss.register_full_backward_hook(network),
+        ]
     if isinstance(objective, UnetObjective):
         handles += [
             objective.atd.register_forward_pre_hook(begins("g")),
@@ -209,6 +214,7 @@ def _unet(params: Params, weights: Path) -> tuple[Callable[[], nn.Module], Objec
         scale,
         rollout=recipe.rollout,
         lpips_share=recipe.lpips_share,
+        more=sharper_losses(recipe, params.train.lpips_range, weights),
     )
 
     def make() -> nn.Module:
@@ -245,14 +251,14 @@ def _made_up_images(folder: Path, params: Params) -> Path:
 
 def _made_up_weights(folder: Path) -> Path:
     """A folder of LPIPS weights with those of nothing: the time is the same."""
-    vgg, before = dict[str, Tensor](), 3
-    for width, stage in zip(WIDTHS, STAGES, strict=True):
-        for i in stage:
-            vgg |= {f"features.{i}.weight": torch.randn(width, before, 3, 3) * (2 / (9 * before)) ** 0.5}
-            vgg |= {f"features.{i}.bias": torch.zeros(width)}
-            before = width
-    linear = {f"lin{i}.model.1.weight": torch.rand(1, width, 1, 1) for i, width in enumerate(WIDTHS)}
-    for name, values in ((VGG, vgg), (LINEAR, linear)):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        torch.save(values, folder / name)
+    for net in (VGG, ALEX):
+        for name, shapes in zip((net.weights, net.linear), net.shapes(), strict=True):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            torch.save({key: _random(shape) for key, shape in shapes.items()}, folder / name)
+    torch.save(dict.fromkeys(("alpha", "beta"), torch.rand(1, CHANNELS)), folder / DISTS)
     return folder
+
+
+def _random(weight: Tensor) -> Tensor:
+    """Random values of the shape of a meta tensor, that keep the size of what goes through them."""
+    return torch.randn(weight.shape) * (2 / max(1, weight[0].numel())) ** 0.5

@@ -124,6 +124,12 @@ class UnetRecipe(Recipe):
     """λ of the loss MSE + λ · LPIPS; 0 leaves LPIPS out."""
     lpips_share: Annotated[float, Field(gt=0, le=1)]
     """Share of each micro-batch that LPIPS is computed on, at least one sample; smaller: cheaper, noisier steps."""
+    lpips_alex_weight: Annotated[float, Field(ge=0)]
+    """Weight of LPIPS with AlexNet's features, added to the loss. It makes edges sharper and PSNR lower; 0: the
+    paper."""
+    dists_weight: Annotated[float, Field(ge=0)]
+    """Weight of DISTS, added to the loss: sharper too, and without the fine textures that AlexNet's LPIPS adds; 0: the
+    paper."""
     rollout: Probability
     """Share of samples whose x_t the network makes itself, by one step of the sampler from a true x_{t+1} (DREAM, arXiv
     2312.00210); 0: the paper. Without them the network trusts x_t more than a sampled x_t deserves."""

@@ -11,7 +11,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Bundle a trained model's weights with the package, in float16.")
     parser.add_argument("model", help="weights file, or the folder that contains it")
     parser.add_argument("--name", help="folder in upsr/bundled (default: the network and its width, such as upsr-48)")
-    parser.add_argument("--steps", type=int, help="timesteps that sampling visits unless told otherwise (default: all)")
     parser.add_argument("--keep-colours", action="store_true", help="results get the low frequencies of LR")
     options = parser.parse_args()
     model = load_pretrained(weights_file(options.model))
@@ -22,8 +21,7 @@ def main() -> None:
     }
     target = BUNDLED / (options.name or name) / FILE
     target.parent.mkdir(exist_ok=True)
-    choices = {"sampling_steps": options.steps, "keeps_colours": options.keep_colours}
-    save_pretrained(target, half, {**model.settings, **{name: value for name, value in choices.items() if value}})
+    save_pretrained(target, half, {**model.settings, "keeps_colours": options.keep_colours})
     print(f"{target}: {target.stat().st_size / 1e6:.1f} MB")
 
 

@@ -31,7 +31,6 @@ BUNDLED = Path(__file__).parent / "bundled"
 NAMES = {"starter": "upsr-48", "light": "upsr-48-light"}
 """What they are called: for photographs as they are, and for images that were only shrunk or hardly degraded."""
 FILE = "weights.safetensors"
-CHOICES = "sampling_steps", "keeps_colours"  # settings that say how a file's UPSR is used
 SETTINGS = "settings.json"
 """The tensor that repeats the settings: the bytes of the JSON text."""
 RECORDS: dict[str, type[Section]] = {"atd": Atd, "unet": Unet, "diffusion": Diffusion, "uncertainty": Uncertainty}
@@ -55,11 +54,6 @@ class Pretrained:
     def scale(self) -> int:
         """The factor of the upscaling."""
         return self.settings["scale"]
-
-    @property
-    def sampling_steps(self) -> int:
-        """The number of timesteps that sampling visits unless told otherwise; 0: the whole chain."""
-        return self.settings.get("sampling_steps", 0)
 
     @property
     def keeps_colours(self) -> bool:
@@ -153,7 +147,7 @@ def _valid(path: Path, parts: Parts, settings: Any) -> Pretrained:
             f"{path}: its settings have no scale of {' or '.join(map(str, get_args(Scale)))}: {REMEDY}"
         )
     model = Pretrained(path, parts, _completed(settings))
-    strange = model.settings.keys() - RECORDS.keys() - {"scale", *CHOICES} | parts.keys() - RECORDS.keys()
+    strange = model.settings.keys() - RECORDS.keys() - {"scale", "keeps_colours"} | parts.keys() - RECORDS.keys()
     if strange:
         raise CheckpointError(f"{path}: has an unknown part `{short(min(strange))}`: {REMEDY}")
     sections: dict[str, Any] = {
@@ -161,13 +155,10 @@ def _valid(path: Path, parts: Parts, settings: Any) -> Pretrained:
     }
     if lacking := sorted({"atd", "unet"} & (parts.keys() ^ settings.keys())):
         raise CheckpointError(f"{path}: has weights or settings for `{lacking[0]}`, but not both: {REMEDY}")
-    steps, chain = model.sampling_steps, sections.get("diffusion")
-    if type(steps) is not int or not 0 <= steps <= (chain.steps if chain else 0):
-        raise CheckpointError(f"{path}: its settings have `sampling_steps` that its chain does not: {REMEDY}")
     if type(model.keeps_colours) is not bool:
         raise CheckpointError(f"{path}: its settings have `keeps_colours` that is neither true nor false: {REMEDY}")
     try:
-        check_denoiser(sections.get("unet"), chain, sections.get("uncertainty"))
+        check_denoiser(sections.get("unet"), sections.get("diffusion"), sections.get("uncertainty"))
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from None
     return model

@@ -75,7 +75,7 @@ class UpsrArch(Architecture[Upsr]):
         """Raises `CheckpointError` for weights that do not fit their settings, and for those without settings."""
         file = from_tensors(state_dict, WHERE)
         dim = file.section("unet", Unet).dim
-        steps = file.sampling_steps or file.section("diffusion", Diffusion).steps
+        steps = file.section("diffusion", Diffusion).steps
         tags = [f"{dim}dim", f"{steps} steps", file.section("uncertainty", Uncertainty).variant]
         upsr = Upsr(Upscaler.from_pretrained(file))
         return _described(self, upsr, file.scale, tags, ModelTiling.INTERNAL)

@@ -36,7 +36,7 @@ def add(commands: "Commands") -> None:
     command.add_argument(
         "--scale", type=int, default=4, help=f"scale of `bicubic` and {FOLDER}DIR; other models define theirs"
     )
-    command.add_argument("--steps", type=positive, help="number of sampling steps (default: the file's own, or all)")
+    command.add_argument("--steps", type=positive, help="number of sampling steps (default: all)")
     command.add_argument(
         "--workers",
         type=positive,

@@ -44,7 +44,7 @@ def add(commands: "Commands") -> None:
     command.add_argument("--strip", action="store_true", help="leave out EXIF, XMP and IPTC")
     command.add_argument("--first-frame", action="store_true", help="take the first image of several in a file")
     command.add_argument("--skip-existing", action="store_true", help="leave out images that have a result")
-    command.add_argument("--steps", type=positive, help="number of sampling steps (default: the file's own, or all)")
+    command.add_argument("--steps", type=positive, help="number of sampling steps (default: all)")
     command.add_argument(
         "--compare", action="store_true", help="write a page with a slider and a strip, both against bicubic"
     )

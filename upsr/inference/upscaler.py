@@ -93,9 +93,9 @@ class Upscaler:
         """Loads bundled weights by name (`starter`: the default), a weights file or its folder, or what was read.
 
         `dtype`: precision of both networks. `auto` is fp32 for ATD, which in less puts pixels into other categories and
-        is no faster, and `fast_dtype` for the UNet. `steps`: number of sampling steps, at most the chain's; 0 means the
-        file's own, all if it has none. Raises `CheckpointError` for a file that is missing or does not fit, and
-        `ValueError` for more steps than the chain has, or any of a file without a UNet.
+        is no faster, and `fast_dtype` for the UNet. `steps`: number of sampling steps, at most the chain's; 0: all.
+        Raises `CheckpointError` for a file that is missing or does not fit, and `ValueError` for more steps than the
+        chain has, or any of a file without a UNet.
         """
         # ATD
         file = model if isinstance(model, Pretrained) else load_pretrained(weights_file(model))
@@ -107,7 +107,7 @@ class Upscaler:
             return cls(atd, None, device=device, dtype=dtype)
         # UNet and diffusion
         cfg, chain = file.section("unet", Unet), file.section("diffusion", Diffusion)
-        denoiser = load_denoiser(file, build_unet, steps or file.sampling_steps)
+        denoiser = load_denoiser(file, build_unet, steps)
         multiple = cfg.window * 2 ** (len(cfg.channel_mult) - 1)
         diffuser = Diffuser(denoiser.to(device).to(memory_format=LAYOUT).eval(), chain.sampler_eta, multiple)
         return cls(atd, diffuser, device=device, dtype=dtype, keeps_colours=file.keeps_colours)

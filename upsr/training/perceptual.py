@@ -147,10 +147,8 @@ class Dists(nn.Module):
     def __init__(self, weights: str | Path | None) -> None:
         super().__init__()
         if weights is None:
-            network, balance = (
-                VGG.shapes()[0],
-                dict.fromkeys(("alpha", "beta"), torch.empty(1, CHANNELS, device="meta")),
-            )
+            network, _ = VGG.shapes()
+            balance = dict.fromkeys(("alpha", "beta"), torch.empty(1, CHANNELS, device="meta"))
         else:
             network, balance = _load(Path(weights), "dists_weight", VGG.weights, DISTS)
         total = balance["alpha"].sum() + balance["beta"].sum()
@@ -180,9 +178,11 @@ def _similar(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 def _l2_pool(x: Tensor) -> Tensor:
     """(B, C, H, W) -> half the size: the root of blurred squares, which does not alias (equation 2 of DISTS)."""
+    x = x.float() if x.dtype == torch.float16 else x  # in which squares overflow and 1e-12 is 0
     taps = x.new_tensor([0.25, 0.5, 0.25])
     kernel = (taps[:, None] * taps).expand(x.shape[1], 1, 3, 3)
-    return (F.conv2d(x.square(), kernel, stride=2, padding=1, groups=x.shape[1]) + 1e-12).sqrt()
+    with torch.autocast(x.device.type, enabled=False):
+        return (F.conv2d(x.square(), kernel, stride=2, padding=1, groups=x.shape[1]) + 1e-12).sqrt()
 
 
 def _conv(weights: dict[str, Tensor], conv: Conv) -> nn.Conv2d:

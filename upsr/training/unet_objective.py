@@ -78,7 +78,8 @@ class UnetObjective(nn.Module):
     ) -> Loss:
         """Logs `mse` and `lpips` (weighted), `weight` and `energy` (means of w and w²), and what the variant logs.
 
-        Also each of `more` (weighted), and with a teacher `distilled`, the MSE to its results.
+        Also each of `more` (weighted), and with a teacher `distilled`, the MSE to its results. Raises `TypeError`
+        without the offsets that `more` needs.
         """
         bare = cast(Denoiser, getattr(denoiser, "module", denoiser))  # DDP forwards calls, not attributes
         x0, y_up, g_y = self._images(lr, hr)

@@ -117,4 +117,6 @@ def test_the_files_written_are_the_files_read():
     written = {metric.name: set(metric.files) for package in PACKAGES for metric in package.metrics}
     written["dists"] |= written["lpips-vgg"]  # DISTS also reads the VGG16 trunk
     assert {name: set(WEIGHTS[name]) - files for name, files in written.items()} == {name: set() for name in written}
-    assert {perceptual.VGG, perceptual.LINEAR} <= {f"hub/{file}" for file in written["lpips-vgg"]}
+    for net, name in ((perceptual.VGG, "lpips-vgg"), (perceptual.ALEX, "lpips")):
+        assert {net.weights, net.linear} <= {f"hub/{file}" for file in written[name]}
+    assert perceptual.DISTS in {f"hub/{file}" for file in written["dists"]}

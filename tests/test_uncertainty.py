@@ -367,7 +367,7 @@ def test_every_variant_has_the_same_noise_energy_whatever_it_learns(name: str):
         if logit:
             with torch.no_grad():
                 network.uncertainty.mix.fill_(logit)
-        lr, hr, _, noise, rolled = objective.draw(torch.from_numpy(patches), (0,))
+        lr, hr, _, noise, rolled, _ = objective.draw(torch.from_numpy(patches), (0,))
         x0, y_up, g_y = objective._images(lr, hr)
         t = torch.arange(len(hr)) % T + 1
         weight = network.perturb(x0, lr, y_up, g_y, noise, t, rolled)[1]

@@ -316,7 +316,7 @@ def common_numbers(params: Params) -> dict[str, str]:
     device = all_devices()[0]  # a GPU draws other noise
     objective = build_objective(params, build_atd(params.atd, params.scale), FOLDER / WEIGHTS).to(device)
     batch = torch.stack([dataset[i] for i in range(params.train_unet.batch)]).to(device)
-    lr, hr, position, noise, _ = objective.draw(batch, (params.seed, 0))
+    lr, hr, position, noise, *_ = objective.draw(batch, (params.seed, 0))
     return {
         "weights": _digest(denoiser.network.state_dict().values()),
         "draws": _digest([lr, hr, position, noise]),

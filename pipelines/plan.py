@@ -16,9 +16,9 @@ from upsr.bench.rate import DTYPES, product_rate
 from upsr.config import Params, Recipe
 from upsr.memory import free_memory
 from upsr.models.atd import build_atd
-from upsr.training.atd_objective import AtdObjective
+from upsr.training.atd_objective import AtdObjective, build_atd_objective
 from upsr.training.memory import TRIAL_SHARE, recompute_activations
-from upsr.training.unet_objective import UnetObjective
+from upsr.training.unet_objective import UnetObjective, build_unet_objective
 
 GIB = 2**30
 MODELS = Path("models")
@@ -102,10 +102,10 @@ def trainings(params: Params) -> list[tuple[str, Recipe, Step]]:
         recipes.insert(0, (2, train_atd.recipe_x2(cfg)))
     steps = []
     for scale, recipe in recipes:
-        objective = train_atd.build_objective(params, scale, recipe, weights=None)
+        objective = build_atd_objective(params, scale, recipe, weights=None)
         step = count(build_atd(params.atd, scale), objective, recipe, scale, params)
         steps.append((f"train_atd x{scale}", recipe, step))
-    objective_unet = train_unet.build_objective(params, build_atd(params.atd, params.scale), weights=None)
+    objective_unet = build_unet_objective(params, build_atd(params.atd, params.scale), weights=None)
     step = count(train_unet.fresh_denoiser(params), objective_unet, params.train_unet, params.scale, params)
     rolled = 1 + params.train_unet.rollout / 3  # one more forward pass, a third of a step, of a share of the samples
     return [*steps, ("train_unet", params.train_unet, replace(step, flops=round(step.flops * rolled)))]

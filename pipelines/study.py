@@ -34,7 +34,7 @@ from pipelines.stage import run as run_stage
 from pipelines.study_report import RESULTS
 from pipelines.sweep import apply
 from pipelines.train_unet import FOLDER as TRAINED
-from pipelines.train_unet import build_objective, fresh_denoiser, train_denoiser
+from pipelines.train_unet import fresh_denoiser, train_denoiser
 from pipelines.training import LMDB, WEIGHTS, finish
 from upsr.commands.scale import merge
 from upsr.config import Params, Section, parse, read_yaml
@@ -49,6 +49,7 @@ from upsr.images import encode_png, read_rgb, to_image, to_tensor, write
 from upsr.inference.upscaler import Upscaler
 from upsr.models.atd import build_atd
 from upsr.pretrained import FILE, weights_file
+from upsr.training.unet_objective import build_unet_objective
 
 PLAN = Path("scales/study.yaml")
 FOLDER = Path("study")
@@ -314,7 +315,7 @@ def common_numbers(params: Params) -> dict[str, str]:
     denoiser = fresh_denoiser(params)
     dataset = PatchDataset(FOLDER / LMDB, params.train_unet.patch, params.seed)
     device = all_devices()[0]  # a GPU draws other noise
-    objective = build_objective(params, build_atd(params.atd, params.scale), FOLDER / WEIGHTS).to(device)
+    objective = build_unet_objective(params, build_atd(params.atd, params.scale), FOLDER / WEIGHTS).to(device)
     batch = torch.stack([dataset[i] for i in range(params.train_unet.batch)]).to(device)
     lr, hr, position, noise, *_ = objective.draw(batch, (params.seed, 0))
     return {

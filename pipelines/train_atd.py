@@ -7,14 +7,13 @@ import torch.nn as nn
 
 from pipelines.processes import on_all_devices
 from pipelines.stage import run
-from pipelines.training import MODELS, WEIGHTS, begin, build_pairs, finish, short_digest, train
+from pipelines.training import MODELS, WEIGHTS, begin, finish, short_digest, train
 from upsr.config import Atd, AtdRecipe, Params, Recipe, Section, load_params
 from upsr.models.atd import ATD, build_atd
 from upsr.models.widen import widen_atd
 from upsr.pretrained import FILE, load_pretrained, save_pretrained
-from upsr.training.atd_objective import AtdObjective
+from upsr.training.atd_objective import build_atd_objective
 from upsr.training.initial import initial_weights, initialise
-from upsr.training.perceptual import PerceptualLoss
 from upsr.training.state import TrainingError
 
 FOLDER = MODELS["atd"]
@@ -70,7 +69,7 @@ def train_atd(params: Params, recipe: Recipe, scale: int, folder: Path, body: Pa
         f"{params.atd.flavour}-{params.atd.dim}-x{scale}",
         folder,
         build,
-        build_objective(params, scale, recipe),
+        build_atd_objective(params, scale, recipe, WEIGHTS),
         recipe=recipe,
         shared=params.train,
         seed=params.seed,
@@ -81,12 +80,6 @@ def train_atd(params: Params, recipe: Recipe, scale: int, folder: Path, body: Pa
         save=save,
         upscale=lambda atd, lr: atd(lr),
     )
-
-
-def build_objective(params: Params, scale: int, recipe: Recipe, weights: Path | None = WEIGHTS) -> AtdObjective:
-    """ATD's training objective; `weights` is the folder of LPIPS's weights."""
-    perceptual = PerceptualLoss(params.atd.lpips_weight, params.train.lpips_range, weights)
-    return AtdObjective(build_pairs(params.degradation, scale, recipe), perceptual)
 
 
 def fresh_atd(cfg: Atd, scale: int, body: Path | None) -> ATD:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipelines.processes import on_all_devices
 from pipelines.stage import run
-from pipelines.training import LMDB, MODELS, WEIGHTS, begin, build_pairs, check_kept, finish, short_digest, train
+from pipelines.training import LMDB, MODELS, WEIGHTS, begin, check_kept, finish, short_digest, train
 from upsr.config import Atd, Diffusion, Params, load_params
 from upsr.data.datasets import PatchDataset
 from upsr.diffusion.denoiser import Denoiser, build_denoiser, upsample
@@ -23,9 +23,8 @@ from upsr.models.unet import build_unet
 from upsr.models.widen import widen_unet
 from upsr.pretrained import FILE, Pretrained, load_pretrained, save_pretrained, weights_file
 from upsr.training.initial import initial_weights, initialise
-from upsr.training.perceptual import PerceptualLoss, sharper_losses
-from upsr.training.teacher import load_teacher, move_timesteps, prepare_student
-from upsr.training.unet_objective import UnetObjective
+from upsr.training.teacher import move_timesteps, prepare_student
+from upsr.training.unet_objective import build_unet_objective
 
 FOLDER = MODELS["unet"]
 ATD = MODELS["atd"] / FILE
@@ -93,7 +92,7 @@ def train_denoiser(params: Params, wrap: Callable[[nn.Module], nn.Module] = lamb
         return diffuser(y_up, sr, noise, diffuser.analyse(lr))[0]
 
     warn_of_epsilon(params.diffusion)
-    objective = build_objective(params, atd)
+    objective = build_unet_objective(params, atd, WEIGHTS)
     if teacher:
         check_kept("train_unet.teacher", teacher)
         tell_of_another_g(teacher, atd_file)
@@ -127,27 +126,6 @@ def fresh_denoiser(params: Params) -> Denoiser:
         diffusion=params.diffusion,
         uncertainty=params.uncertainty,
         scale=params.scale,
-    )
-
-
-def build_objective(params: Params, atd: nn.Module, weights: Path | None = WEIGHTS) -> UnetObjective:
-    """The denoiser's training objective; `atd` is g, `weights` the folder of LPIPS's weights.
-
-    Raises `CheckpointError` for a teacher that cannot be used.
-    """
-    recipe = params.train_unet
-    pairs = build_pairs(params.degradation, params.scale, recipe)
-    perceptual = PerceptualLoss(recipe.lpips_weight, params.train.lpips_range, weights)
-    chosen = recipe.teacher
-    return UnetObjective(
-        pairs,
-        perceptual,
-        atd,
-        params.scale,
-        rollout=recipe.rollout,
-        lpips_share=recipe.lpips_share,
-        more=sharper_losses(recipe, params.train.lpips_range, weights),
-        teacher=load_teacher(chosen, params.scale, params.diffusion, params.uncertainty) if chosen else None,
     )
 
 

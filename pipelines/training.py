@@ -15,16 +15,15 @@ from torch import Tensor
 
 from pipelines import tracking, views
 from upsr.allocator import keep_freed_memory
-from upsr.config import Degradation, Recipe, Section, Train
+from upsr.config import Recipe, Section, Train
 from upsr.data.datasets import PatchDataset
-from upsr.degradation.pair_pool import PairPool
-from upsr.degradation.second_order import SecondOrder, build_degradation
+from upsr.degradation.second_order import SecondOrder
 from upsr.files import DataError, atomic, sha256
 from upsr.images import find, resize, to_image, write
 from upsr.pretrained import CheckpointError
 from upsr.training.loop import fit
 from upsr.training.memory import memory_errors_in_one_line
-from upsr.training.pairs import Objective, Pairs
+from upsr.training.pairs import Objective
 from upsr.training.perceptual import Lpips
 from upsr.training.state import alone, clear, is_main
 from upsr.training.validation import Validation, held_out
@@ -41,11 +40,6 @@ CHANGEABLE = {"init", "workers", "checkpointing", "preview_every", "save_every",
 # Of a recipe, `micro_batch` may: where memory runs out, it is lowered. The batch is the same, summed in other parts, so
 # that rounding differs; with `lpips_share` below 1, LPIPS sees other samples of it too.
 RECIPE_CHANGEABLE = {"micro_batch"}
-
-
-def build_pairs(cfg: Degradation, scale: int, recipe: Recipe) -> Pairs:
-    """The degradation and the pool of past pairs, as one module."""
-    return Pairs(build_degradation(cfg, scale), PairPool(recipe.pool, recipe.batch))
 
 
 def train(

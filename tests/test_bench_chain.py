@@ -9,7 +9,7 @@ import yaml
 from conftest import ROOT, SHARED, params
 from torch import Tensor
 
-from pipelines.train_unet import build_objective, fresh_denoiser
+from pipelines.train_unet import fresh_denoiser
 from upsr import images
 from upsr.__main__ import main
 from upsr.bench.chain import COLUMNS, Chain, report
@@ -18,6 +18,7 @@ from upsr.degradation.second_order import build_degradation
 from upsr.models.atd import build_atd
 from upsr.pretrained import FILE, load_pretrained, save_pretrained, weights_file
 from upsr.training.ema import Ema
+from upsr.training.unet_objective import build_unet_objective
 
 
 def chain(**lpips_and_psnr: list[float]) -> Chain:
@@ -87,7 +88,7 @@ def trained(unet: dict[str, object], weights: Path, folder: Path) -> Path:
     atd.load_state_dict(file.parts["atd"])
     torch.manual_seed(0)
     denoiser = fresh_denoiser(p)
-    objective = build_objective(p, atd, weights)
+    objective = build_unet_objective(p, atd, weights)
     adam = torch.optim.AdamW(denoiser.parameters(), lr=1e-3)
     ema = Ema(denoiser, 0.97)
     for step in range(STEPS):

@@ -51,6 +51,14 @@ def test_a_wrong_micro_batch_is_one_short_error(wrong: Any):
         ({"degradation": {"first": {"blur": {"kernel_size": [3, 20]}}}}, "odd"),
         ({"train_unet": {"patch": 36}}, "train_unet.patch 36 must be a multiple of 8"),
         ({"train_atd": {"patch": 512}}, "at most crop.size 256"),
+        (
+            {"train_unet": {"patch": 32, "lpips_alex_weight": 0.1}},
+            "patch 32 must be at least 38 for train_unet.lpips_al",
+        ),
+        (
+            {"train_atd": {"patch": 16}, "atd": {"lpips_weight": 1, "schedule": "x2_then_x4"}},
+            "train_atd.patch 16 must be at least 32 for atd.lpips_weight",
+        ),
         ({"data": {"holdout": []}}, "`data.holdout`"),
         ({"data": {"validation": []}}, "`data.validation`"),
         ({"data": {"validation": ["rocket", "coffee"]}}, "data.holdout, which is reported, also names coffee: name"),

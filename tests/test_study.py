@@ -13,11 +13,12 @@ from tiny_project import Project
 
 from pipelines import study_report
 from pipelines.study import Plan, Remembered, load_plan
-from pipelines.train_unet import build_objective, fresh_denoiser
+from pipelines.train_unet import fresh_denoiser
 from upsr.config import ConfigError, Params, parse
 from upsr.files import DataError
 from upsr.images import read_rgb, write
 from upsr.models.atd import build_atd
+from upsr.training.unet_objective import build_unet_objective
 
 VARIANTS = ["isotropic", "residual", "edge_frequency", "dynamic"]
 
@@ -56,7 +57,7 @@ def test_all_variants_see_the_same_random_numbers():
             )
             torch.manual_seed(p.seed)
             weights = fresh_denoiser(p).network.state_dict().values()
-            objective = build_objective(p, build_atd(p.atd, 4))
+            objective = build_unet_objective(p, build_atd(p.atd, 4), None)
             hr = torch.arange(2 * 3 * 32 * 32).reshape(2, 3, 32, 32).to(torch.uint8)
             drawn = objective.draw(hr, (p.seed, 0))
             found[seed, variant] = torch.cat([x.flatten().float() for x in (*weights, *drawn)])

@@ -4,9 +4,11 @@ import csv
 import math
 import multiprocessing
 import os
+import re
 import resource
 import signal
 import warnings
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from pipelines import train_atd, train_unet
 from pipelines.train_unet import fresh_denoiser, warn_of_epsilon
 from pipelines.training import validation
 from upsr import images
-from upsr.config import Params, Select
+from upsr.config import ConfigError, Params, Select
 from upsr.data.datasets import PatchDataset
 from upsr.data.lmdb_store import pack
 from upsr.degradation.pair_pool import PairPool
@@ -47,7 +49,7 @@ from upsr.training.memory import memory_errors_in_one_line, micro_batch_size
 from upsr.training.pairs import Pairs
 from upsr.training.perceptual import ALEX, Dists, Lpips, PerceptualLoss, sharper_losses
 from upsr.training.state import TrainingError, clear, save_state
-from upsr.training.unet_objective import UnetObjective
+from upsr.training.unet_objective import OFFSETS, UnetObjective
 from upsr.training.validation import Validation, held_out
 
 
@@ -564,7 +566,7 @@ def test_the_official_range_is_another_loss(weights: Path):
 @pytest.mark.parametrize("key", ["lpips_alex_weight", "dists_weight"])
 def test_a_sharper_loss_is_added_and_logged_by_its_name(weights: Path, key: str):
     torch.manual_seed(0)
-    p = params(train_unet={key: 0.5, "lpips_share": 0.5})
+    p = params(train_unet={key: 0.5, "lpips_share": 0.5, "patch": 64})
     pairs, atd, network = Pairs(build_degradation(p.degradation, 4), PairPool(0, 2)), build_atd(p.atd, 4), denoiser(p)
     plain = UnetObjective(pairs, PerceptualLoss(0, "proper", ""), atd, 4)
     more = sharper_losses(p.train_unet, "proper", weights)
@@ -580,6 +582,27 @@ def test_a_sharper_loss_is_added_and_logged_by_its_name(weights: Path, key: str)
     assert all(weight.grad.isfinite().all() for weight in network.parameters() if weight.grad is not None)
     unmoved = sharper.loss(network, *drawn[:-1], torch.zeros_like(drawn[-1]))[1][name]
     assert drawn[-1].any() and unmoved.item() != values[name].item(), "it sees the images from an offset"
+
+
+@pytest.mark.parametrize(
+    ("key", "metric", "cut"),
+    [
+        ("lpips_weight", Lpips, 0),
+        ("lpips_alex_weight", partial(Lpips, net=ALEX), OFFSETS - 1),
+        ("dists_weight", Dists, OFFSETS - 1),
+    ],
+)
+def test_the_smallest_patch_of_a_loss_is_all_that_its_network_can_see(
+    weights: Path, key: str, metric: Callable[[Path], nn.Module], cut: int
+):
+    small = {"patch": 4, "lpips_weight": 0, key: 0.5}
+    with pytest.raises(ConfigError, match=f"patch 4 must be at least .* set train_unet.{key}: 0") as error:
+        params(unet={"channel_mult": [1]}, train_unet=small)
+    least = int(re.findall(r"at least (\d+)", str(error.value))[0]) - cut
+    assert metric(weights)(torch.rand(1, 3, least, least), torch.rand(1, 3, least, least)).isfinite().all()
+    less = torch.rand(1, 3, least - 1, least - 1)
+    with pytest.raises(RuntimeError):
+        metric(weights)(less, less)
 
 
 def test_missing_weights_of_a_loss_are_named(tmp_path: Path):

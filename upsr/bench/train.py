@@ -20,17 +20,15 @@ from upsr.bench.rate import DTYPES, product_rate
 from upsr.config import Params, Recipe, Train
 from upsr.data.datasets import PatchDataset, step_batches
 from upsr.data.lmdb_store import pack
-from upsr.degradation.pair_pool import PairPool
-from upsr.degradation.second_order import build_degradation
 from upsr.diffusion.denoiser import build_denoiser
 from upsr.models.atd import build_atd
 from upsr.models.unet import build_unet
-from upsr.training.atd_objective import AtdObjective
+from upsr.training.atd_objective import build_atd_objective
 from upsr.training.ema import Ema
 from upsr.training.memory import memory_errors_in_one_line, micro_batch_size, recompute_activations
-from upsr.training.pairs import Objective, Pairs
-from upsr.training.perceptual import ALEX, CHANNELS, DISTS, VGG, PerceptualLoss, sharper_losses
-from upsr.training.unet_objective import UnetObjective
+from upsr.training.pairs import Objective
+from upsr.training.perceptual import ALEX, CHANNELS, DISTS, VGG
+from upsr.training.unet_objective import UnetObjective, build_unet_objective
 
 LMDB, WEIGHTS = Path("data/train.lmdb"), Path("data/metric_weights")
 PARTS = ("data", "degradation", "g", "network", "perceptual", "optimiser")
@@ -200,33 +198,15 @@ def _watched(objective: Any, clock: Clock) -> Iterator[None]:
 
 def _atd(params: Params, weights: Path) -> tuple[Callable[[], nn.Module], Objective]:
     """A function that makes an untrained ATD, and its objective."""
-    perceptual = PerceptualLoss(params.atd.lpips_weight, params.train.lpips_range, weights)
-    return lambda: build_atd(params.atd, params.scale), AtdObjective(_pairs(params, params.train_atd), perceptual)
+    objective = build_atd_objective(params, params.scale, params.train_atd, weights)
+    return lambda: build_atd(params.atd, params.scale), objective
 
 
 def _unet(params: Params, weights: Path) -> tuple[Callable[[], nn.Module], Objective]:
-    """A function that makes an untrained denoiser, and its objective with an untrained g and without a teacher."""
-    recipe, scale = params.train_unet, params.scale
-    objective = UnetObjective(
-        _pairs(params, recipe),
-        PerceptualLoss(recipe.lpips_weight, params.train.lpips_range, weights),
-        build_atd(params.atd, scale),
-        scale,
-        rollout=recipe.rollout,
-        lpips_share=recipe.lpips_share,
-        more=sharper_losses(recipe, params.train.lpips_range, weights),
-    )
-
-    def make() -> nn.Module:
-        network = build_unet(params.unet, scale)
-        settings: dict[str, Any] = {key: getattr(params, key) for key in ("unet", "diffusion", "uncertainty")}
-        return build_denoiser(network, **settings, scale=scale)
-
-    return make, objective
-
-
-def _pairs(params: Params, recipe: Recipe) -> Pairs:
-    return Pairs(build_degradation(params.degradation, params.scale), PairPool(recipe.pool, recipe.batch))
+    """A function that makes an untrained denoiser, and its objective with an untrained g."""
+    settings: dict[str, Any] = {key: getattr(params, key) for key in ("unet", "diffusion", "uncertainty", "scale")}
+    objective = build_unet_objective(params, build_atd(params.atd, params.scale), weights)
+    return lambda: build_denoiser(build_unet(params.unet, params.scale), **settings), objective
 
 
 def _reader(

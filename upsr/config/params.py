@@ -82,6 +82,21 @@ class Params(Section):
         return self
 
     @model_validator(mode="after")
+    def _patches_suffice_for_losses(self) -> Self:
+        # the networks of the losses shrink what they see; the UNet's later two see 7 pixels less
+        atd_least = 32 if self.atd.schedule == "x2_then_x4" else 16  # patches of ×2 have half the side
+        unet = self.train_unet
+        for name, patch, key, weight, least in (
+            ("train_atd", self.train_atd.patch, "atd.lpips_weight", self.atd.lpips_weight, atd_least),
+            ("train_unet", unet.patch, "train_unet.lpips_weight", unet.lpips_weight, 16),
+            ("train_unet", unet.patch, "train_unet.lpips_alex_weight", unet.lpips_alex_weight, 38),
+            ("train_unet", unet.patch, "train_unet.dists_weight", unet.dists_weight, 8),
+        ):
+            if weight and patch < least:
+                raise ValueError(f"{name}.patch {patch} must be at least {least} for {key}: raise it, or set {key}: 0")
+        return self
+
+    @model_validator(mode="after")
     def _denoiser_fits(self) -> Self:
         check_denoiser(self.unet, self.diffusion, self.uncertainty)
         return self

@@ -1,12 +1,14 @@
 """ATD's training objective: L1 + λ · LPIPS on Real-ESRGAN pairs (according to the authors, in their issue 18)."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch.nn as nn
 from torch import Tensor
 
+from upsr.config import Params, Recipe
 from upsr.images import to_signed
-from upsr.training.pairs import Loss, Pairs
+from upsr.training.pairs import Loss, Pairs, build_pairs
 from upsr.training.perceptual import PerceptualLoss
 
 
@@ -27,3 +29,12 @@ class AtdObjective(nn.Module):
         l1 = (sr - hr).abs().mean()
         lpips = self.perceptual(to_signed(sr), to_signed(hr)).mean()
         return l1 + lpips, {"l1": l1, "lpips": lpips}
+
+
+def build_atd_objective(params: Params, scale: int, recipe: Recipe, weights: Path | None) -> AtdObjective:
+    """ATD's objective for one scale; `weights` is the folder of LPIPS's weights, as `Lpips`.
+
+    Raises `FileNotFoundError` as `PerceptualLoss`.
+    """
+    perceptual = PerceptualLoss(params.atd.lpips_weight, params.train.lpips_range, weights)
+    return AtdObjective(build_pairs(params.degradation, scale, recipe), perceptual)

@@ -7,8 +7,9 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from upsr.config import Degradation, Recipe
 from upsr.degradation.pair_pool import PairPool
-from upsr.degradation.second_order import SecondOrder
+from upsr.degradation.second_order import SecondOrder, build_degradation
 
 Loss = tuple[Tensor, dict[str, Tensor]]
 """The loss to minimise and the values to log by name, all scalars on the device."""
@@ -30,6 +31,11 @@ class Pairs(nn.Module):
         target = self.degrade.target(hr.float() / 255)
         target, lr = self.pool(target, self.degrade(target, seed, first), (*seed, 2), first)
         return lr, target
+
+
+def build_pairs(cfg: Degradation, scale: int, recipe: Recipe) -> Pairs:
+    """The degradation and the pool of past pairs, as one module."""
+    return Pairs(build_degradation(cfg, scale), PairPool(recipe.pool, recipe.batch))
 
 
 class Objective(Protocol):

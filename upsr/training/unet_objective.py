@@ -4,18 +4,21 @@ A student has a teacher's results as further targets (SinSR, arXiv 2311.14760).
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import cast
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 
+from upsr.config import Params
 from upsr.degradation.draws import Draws
 from upsr.diffusion.denoiser import Denoiser, upsample
 from upsr.diffusion.samplers import sample
 from upsr.images import to_signed
-from upsr.training.pairs import Loss, Pairs
-from upsr.training.perceptual import PerceptualLoss
+from upsr.training.pairs import Loss, Pairs, build_pairs
+from upsr.training.perceptual import PerceptualLoss, sharper_losses
+from upsr.training.teacher import load_teacher
 
 OFFSETS = 8  # AlexNet's first layer has a stride of 4: without offsets, the network learns a texture of that period
 
@@ -126,6 +129,25 @@ class UnetObjective(nn.Module):
     def _images(self, lr: Tensor, hr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(x0, y↑, g(y)) in [-1, 1] of LR and HR in [0, 1]."""
         return to_signed(hr), to_signed(upsample(lr, self.scale)), to_signed(self.atd(lr).float())
+
+
+def build_unet_objective(params: Params, atd: nn.Module, weights: Path | None) -> UnetObjective:
+    """The denoiser's objective of the settings; `atd` is g, `weights` the folder of the losses' weights, as `Lpips`.
+
+    Raises `CheckpointError` for a teacher that cannot be used, and `FileNotFoundError` as `PerceptualLoss`.
+    """
+    recipe, values = params.train_unet, params.train.lpips_range
+    chosen = recipe.teacher
+    return UnetObjective(
+        build_pairs(params.degradation, params.scale, recipe),
+        PerceptualLoss(recipe.lpips_weight, values, weights),
+        atd,
+        params.scale,
+        rollout=recipe.rollout,
+        lpips_share=recipe.lpips_share,
+        more=sharper_losses(recipe, values, weights),
+        teacher=load_teacher(chosen, params.scale, params.diffusion, params.uncertainty) if chosen else None,
+    )
 
 
 def _result(denoiser: nn.Module, bare: Denoiser, lr: Tensor, y_up: Tensor, g_y: Tensor, noise: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ import numpy as np
 
 from upsr import images
 from upsr.files import ImageError, one_line
-from upsr.inference.batch import canvas
+from upsr.inference.batch import canvas, result_size
 from upsr.inference.upscaler import Upscaler
 from upsr.photo.formats import FORMATS
 from upsr.photo.reading import Photo, decode
@@ -147,11 +147,7 @@ class Desk:
         # the image, and what can be wrong with the order
         photo = decode(data, order.name, most=MOST_PIXELS)
         height, width = photo.pixels.shape[:2]
-        size = Size.parse(order.scale).of(height, width)
-        if size[0] > height * model.scale or size[1] > width * model.scale:
-            raise ImageError(
-                f"{order.name}: {size[1]}x{size[0]} is more than {model.scale} times its size: ask for less"
-            )
+        size = result_size(order.name, height, width, Size.parse(order.scale), model.scale)
         check_target(order.target, size[1], size[0])
         tiles = model.tiles(photo, self.tile)
         # the network

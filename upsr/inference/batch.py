@@ -106,6 +106,17 @@ def _checked(jobs: list[Job]) -> list[Job]:
     return jobs
 
 
+def result_size(name: Path | str, height: int, width: int, asked: Size | None, scale: int) -> tuple[int, int]:
+    """(height, width) of the result for a source of a size, `scale` times it unless another is asked for.
+
+    Raises `ImageError`, which begins with `name`, for a larger one.
+    """
+    size = (asked or Size(factor=scale)).of(height, width)
+    if size[0] > height * scale or size[1] > width * scale:
+        raise ImageError(f"{name}: {size[1]}x{size[0]} is more than {scale} times its size: ask for less")
+    return size
+
+
 @contextmanager
 def quiet(_: Photo) -> Iterator[Tick]:
     """No progress."""
@@ -119,9 +130,7 @@ def upscale(model: Upscaler, job: Job, style: Style, *, seed: int, tile: int, pr
     """
     photo = open_photo(job.source, first_frame=style.first_frame)
     height, width = photo.pixels.shape[:2]
-    size = style.size.of(height, width) if style.size else (height * model.scale, width * model.scale)
-    if size[0] > height * model.scale or size[1] > width * model.scale:
-        raise ImageError(f"{job.source}: {size[1]}x{size[0]} is more than {model.scale} times its size: ask for less")
+    size = result_size(job.source, height, width, style.size, model.scale)
     check_target(job.target, size[1], size[0])
     if len(os.fsencode(job.target.name)) > NAME_BYTES:
         raise ImageError(f"{job.target}: the file name is too long: shorten it")

@@ -40,8 +40,8 @@ def bench_train(params: Params, device: str, folder: Path, compiled: bool) -> No
     """Prints the speed of steps of both trainings with untrained networks, by the settings of `params` and by others.
 
     Reads the training images and LPIPS's weights of the working directory. What is missing is made up in the empty
-    `folder`. `compiled` also measures torch.compile. Raises `DataError` for a broken LMDB, and `TrainingError` where a
-    step needs more memory than there is.
+    `folder`. `compiled` also measures torch.compile. Raises `DataError` for a broken LMDB, `CheckpointError` for a
+    teacher that cannot be used, and `TrainingError` where a step needs more memory than there is.
     """
     lmdb = LMDB if LMDB.exists() else _made_up_images(folder, params)
     weights = (
